@@ -1,0 +1,3 @@
+//! Earn bitcoin by sharing your bandwidth: the daemon and its command line.
+
+fn main() {}

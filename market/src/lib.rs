@@ -1,0 +1,5 @@
+//! Everything about a trade of bandwidth, decided purely.
+//!
+//! The spine of nouns: `Offer → Ask → Match → Quote → Lease → Session → Receipt`. One module makes
+//! each noun and the next consumes it. Nothing here reads a clock, a socket, a disk or a random
+//! number: time and facts come in as inputs, what to do comes out as outputs.

@@ -1,0 +1,1 @@
+//! A BitMesh node: mesh, tunnels, payments and control, joined by one driver loop.

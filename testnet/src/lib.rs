@@ -1,0 +1,1 @@
+//! A local BitMesh network: a real bitcoind on regtest and real node processes.
