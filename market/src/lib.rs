@@ -3,3 +3,7 @@
 //! The spine of nouns: `Offer → Ask → Match → Quote → Lease → Session → Receipt`. One module makes
 //! each noun and the next consumes it. Nothing here reads a clock, a socket, a disk or a random
 //! number: time and facts come in as inputs, what to do comes out as outputs.
+
+pub mod identity;
+pub mod time;
+pub mod units;
