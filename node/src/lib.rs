@@ -1,1 +1,3 @@
 //! A BitMesh node: mesh, tunnels, payments and control, joined by one driver loop.
+
+pub mod control;

@@ -1,0 +1,396 @@
+//! Wallet, channels and earnings.
+
+use serde::{Deserialize, Serialize};
+
+use super::{LeaseState, Reason, Role, Timestamp};
+
+/// Asks for [`Balance`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct GetBalance {}
+
+/// What the wallet holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Balance {
+    /// Confirmed, and so what can be spent on a channel that works at once.
+    pub confirmed_sat: u64,
+    /// On its way to this wallet, change included, not in a block yet.
+    pub pending_sat: u64,
+    /// Locked in channels that this node pays from, and not paid yet: it comes back at close.
+    pub locked_sat: u64,
+    /// Paid to this node in channels that are not settled on chain yet, before closing fees.
+    pub claimable_sat: u64,
+}
+
+/// Asks for a fresh address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ReceiveCoins {}
+
+/// An address of the wallet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Address {
+    /// The address.
+    pub address: String,
+    /// The same as a `bitcoin:` link.
+    pub uri: String,
+}
+
+/// Asks to send coins on chain. Exactly one of `amount_sat` and `all` is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SendCoins {
+    /// Where to.
+    pub address: String,
+    /// How much arrives; the fee comes on top.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount_sat: Option<u64>,
+    /// Everything that is confirmed; the fee is taken from it.
+    #[serde(default)]
+    pub all: bool,
+    /// Fee rate. Absent: the present estimate for 6 blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feerate_sat_per_kvb: Option<u64>,
+    /// Say what it would cost; sign and send nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What was, or would be, sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Sent {
+    /// Transaction id. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<String>,
+    /// Where to.
+    pub address: String,
+    /// What arrives.
+    pub amount_sat: u64,
+    /// Fee.
+    pub fee_sat: u64,
+    /// Fee rate.
+    pub feerate_sat_per_kvb: u64,
+}
+
+/// Asks for transactions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ListTransactions {
+    /// At most this many. Absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// Transactions that touched the wallet, newest first, unconfirmed before all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Transactions {
+    /// One entry a transaction.
+    pub transactions: Vec<Transaction>,
+}
+
+/// One transaction, seen from the wallet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Transaction {
+    /// Transaction id.
+    pub txid: String,
+    /// What it was for.
+    pub kind: TransactionKind,
+    /// What the wallet gained (or, below zero, lost), fee included.
+    pub delta_sat: i64,
+    /// Fee, where this wallet paid it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fee_sat: Option<u64>,
+    /// 0 while unconfirmed.
+    pub confirmations: u32,
+    /// Block. Absent while unconfirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub height: Option<u32>,
+    /// When it was first seen, or the time of its block if that is all that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+}
+
+/// What a transaction was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum TransactionKind {
+    /// Somebody paid an address of the wallet.
+    Received,
+    /// The wallet paid an address.
+    Sent,
+    /// It funds a channel of this node.
+    Funding,
+    /// It settles a channel.
+    Settlement,
+    /// It returns an expired channel to this node.
+    Refund,
+}
+
+/// Asks for the twelve words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RevealWords {
+    /// Must be true: whoever sees the words owns the wallet.
+    pub confirm: bool,
+}
+
+/// The twelve words that restore identity and wallet.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Words {
+    /// BIP-39 English words, in order.
+    pub words: Vec<String>,
+    /// Height from which a restored wallet must look for its coins.
+    pub birth_height: u32,
+}
+
+impl std::fmt::Debug for Words {
+    /// Never shows the words: this ends up in logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Words")
+            .field("birth_height", &self.birth_height)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Asks for channels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ListChannels {
+    /// Closed ones too.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// Payment channels, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Channels {
+    /// One entry a channel.
+    pub channels: Vec<Channel>,
+}
+
+/// Which side of a channel this node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelRole {
+    /// This node funded it and pays from it.
+    Payer,
+    /// This node is paid.
+    Payee,
+}
+
+/// Where a channel stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelState {
+    /// Being negotiated; nothing is on chain.
+    Opening,
+    /// The funding is in the mempool.
+    Unconfirmed,
+    /// The funding is in a block.
+    Open,
+    /// A closing transaction is on its way.
+    Closing,
+    /// Expired; the payer's refund is due or on its way.
+    Refunding,
+    /// Settled on chain.
+    Closed,
+    /// The funding was replaced or vanished from the mempool; nothing more is carried for it.
+    Conflicted,
+}
+
+/// One payment channel, seen from this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Channel {
+    /// Channel id: 64 hex digits.
+    pub id: String,
+    /// Which side this node is.
+    pub role: ChannelRole,
+    /// Peer id of the other side.
+    pub peer: String,
+    /// Where it stands.
+    pub state: ChannelState,
+    /// Anything unusual about it, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// Size of the funding output.
+    pub capacity_sat: u64,
+    /// Running total of vouchers.
+    pub paid_sat: u64,
+    /// What can still be paid.
+    pub remaining_sat: u64,
+    /// Paid and not yet used by a lease: the seller owes bytes for it.
+    pub credit_msat: u64,
+    /// Payee: most that this channel is trusted for at its present depth. Absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposure_limit_sat: Option<u64>,
+    /// Funding output, `txid:vout`. Absent while opening.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub funding: Option<String>,
+    /// Confirmations of the funding.
+    pub confirmations: u32,
+    /// Height from which the payer can take everything back. The payee closes well before.
+    pub expiry_height: u32,
+    /// Blocks until then; 0 afterwards.
+    pub expires_in_blocks: u32,
+    /// The payer's way out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refund: Option<Refund>,
+    /// Transaction that closed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing_txid: Option<String>,
+    /// Fees that this node has paid for it so far.
+    pub fees_sat: u64,
+    /// When it was made.
+    pub opened_at: Timestamp,
+}
+
+/// A payer's refund.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Refund {
+    /// What would come back, before the fee, if the payee never closed.
+    pub amount_sat: u64,
+    /// Whether it can be taken now.
+    pub due: bool,
+    /// The refund transaction, once there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<String>,
+}
+
+/// Asks to close a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CloseChannel {
+    /// Channel id, or a beginning of it that fits no other.
+    pub channel: String,
+    /// Fee rate. Absent: the present estimate for 6 blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feerate_sat_per_kvb: Option<u64>,
+    /// Say what would come of it; broadcast nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A closing transaction was, or would be, broadcast.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ChannelClosed {
+    /// Channel id.
+    pub channel: String,
+    /// The closing transaction or refund. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<String>,
+    /// What this node receives by it, after the fee.
+    pub received_sat: u64,
+    /// Fee that this node pays.
+    pub fee_sat: u64,
+}
+
+/// Asks for [`Earnings`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct GetEarnings {
+    /// Only leases and channels that were open within the last so many seconds. Absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_s: Option<u64>,
+}
+
+/// What was sold and bought. Every total is the sum of the lines below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Earnings {
+    /// Where this node was the seller.
+    pub selling: Totals,
+    /// Where this node was the buyer.
+    pub buying: Totals,
+    /// By lease, newest first.
+    pub leases: Vec<EarningsLease>,
+    /// By channel, newest first.
+    pub channels: Vec<EarningsChannel>,
+}
+
+/// Totals of one role.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Totals {
+    /// Bytes that the buyer signed for.
+    pub bytes: u64,
+    /// Their cost.
+    pub billed_msat: u64,
+    /// Vouchers.
+    pub paid_sat: u64,
+    /// Seller: received on chain, after fees. Buyer: returned on chain, after fees.
+    pub received_sat: u64,
+    /// Seller: vouchers not settled on chain yet. Buyer: locked in channels and not paid yet.
+    pub open_sat: u64,
+    /// On-chain fees that this node paid.
+    pub fees_sat: u64,
+    /// How many leases.
+    pub leases: u32,
+}
+
+/// One lease in the accounts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct EarningsLease {
+    /// Lease id.
+    pub lease: String,
+    /// Which side this node was.
+    pub role: Role,
+    /// Peer id of the other side.
+    pub peer: String,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// Bytes that the buyer signed for.
+    pub bytes: u64,
+    /// Their cost.
+    pub billed_msat: u64,
+    /// Paid for this lease, credit carried in not included.
+    pub paid_msat: u64,
+    /// The channel that paid for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// When both had signed.
+    pub opened_at: Timestamp,
+}
+
+/// One channel in the accounts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct EarningsChannel {
+    /// Channel id.
+    pub channel: String,
+    /// Which side this node was.
+    pub role: ChannelRole,
+    /// Peer id of the other side.
+    pub peer: String,
+    /// Where it stands.
+    pub state: ChannelState,
+    /// Size of the funding output.
+    pub capacity_sat: u64,
+    /// Vouchers.
+    pub paid_sat: u64,
+    /// Payee: received on chain, after fees. Payer: returned on chain, after fees.
+    pub received_sat: u64,
+    /// On-chain fees that this node paid for it.
+    pub fees_sat: u64,
+}
