@@ -2,3 +2,6 @@
 //!
 //! Knows nothing of bandwidth. The channel machines are pure; chain sources and stores are the
 //! only modules that touch the world.
+
+pub mod chain;
+pub mod keys;
