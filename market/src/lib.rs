@@ -4,6 +4,8 @@
 //! each noun and the next consumes it. Nothing here reads a clock, a socket, a disk or a random
 //! number: time and facts come in as inputs, what to do comes out as outputs.
 
+pub mod envelope;
 pub mod identity;
 pub mod time;
 pub mod units;
+pub mod wire;
