@@ -1,1 +1,15 @@
-//! A local BitMesh network: a real bitcoind on regtest and real node processes.
+//! A local BitMesh network: a real bitcoind on regtest, real node processes, and a small web.
+//!
+//! - [`bitcoind`] finds a bitcoind on this machine or gets one.
+//! - [`chain`] runs it as a regtest chain with a miner and a faucet.
+//! - [`web`] serves files whose content is known beforehand: what the buyers download.
+//! - [`process`] starts every child so that none outlives the process that started it.
+//!
+//! Nothing here is a mock, and nothing here needs root unless a network is asked for with a
+//! namespace for each node.
+
+pub mod bitcoind;
+pub mod chain;
+pub mod process;
+pub mod wait;
+pub mod web;
