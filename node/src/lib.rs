@@ -1,3 +1,5 @@
 //! A BitMesh node: mesh, tunnels, payments and control, joined by one driver loop.
 
 pub mod control;
+pub mod mesh;
+pub mod protocol;
