@@ -4,4 +4,5 @@
 //! only modules that touch the world.
 
 pub mod chain;
+pub mod channel;
 pub mod keys;
