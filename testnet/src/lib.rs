@@ -2,7 +2,8 @@
 //!
 //! - [`bitcoind`] finds a bitcoind on this machine or gets one.
 //! - [`chain`] runs it as a regtest chain with a miner and a faucet.
-//! - [`web`] serves files whose content is known beforehand: what the buyers download.
+//! - [`web`] serves files whose content is known beforehand, and [`download`] checks what arrives of
+//!   them through a buyer's proxy.
 //! - [`process`] starts every child so that none outlives the process that started it.
 //!
 //! Nothing here is a mock, and nothing here needs root unless a network is asked for with a
@@ -10,6 +11,7 @@
 
 pub mod bitcoind;
 pub mod chain;
+pub mod download;
 pub mod process;
 pub mod wait;
 pub mod web;

@@ -1,6 +1,7 @@
 //! A small web server to stand for the internet: files whose content follows from their address.
 //!
-//! - `GET /bytes/N?seed=S`: N bytes that [`Content`] describes;
+//! - `GET /bytes/N?seed=S`: N bytes that [`Content`] describes, or the rest of them for a request with
+//!   `Range: bytes=FROM-`;
 //! - `PUT` or `POST /upload`: answers with the count and the SHA-256 of what was sent;
 //! - `GET /address`: the address that the request came from, so that the egress is seen.
 
@@ -17,7 +18,7 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{ConnectInfo, Path, Query, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -29,6 +30,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 /// The longest file served: more than any test moves.
 const LONGEST: u64 = 1 << 36;
+
+/// A file is made of numbers of so many bytes.
+const WORD: u64 = 8;
 
 /// How much of a file is made at a time.
 const CHUNK: usize = 64 << 10;
@@ -50,16 +54,24 @@ impl Content {
 
     /// The bytes of the file, a piece at a time.
     pub fn chunks(self) -> impl Iterator<Item = Bytes> + Send + use<> {
-        let mut state = self.seed;
-        let mut left = self.length;
+        self.chunks_from(0)
+    }
+
+    /// The bytes of the file without its first `from`, a piece at a time.
+    pub fn chunks_from(self, from: u64) -> impl Iterator<Item = Bytes> + Send + use<> {
+        let mut word = from / WORD;
+        let mut skip = usize::try_from(from % WORD).expect("less than a word");
+        let mut left = self.length.saturating_sub(from);
         std::iter::from_fn(move || {
             if left == 0 {
                 return None;
             }
             let mut chunk = Vec::with_capacity(CHUNK);
             while chunk.len() < CHUNK {
-                chunk.extend_from_slice(&split_mix(&mut state).to_le_bytes());
+                chunk.extend_from_slice(&split_mix(self.seed, word).to_le_bytes());
+                word = word.wrapping_add(1);
             }
+            chunk.drain(..std::mem::take(&mut skip));
             chunk.truncate(usize::try_from(left).unwrap_or(CHUNK));
             left -= chunk.len() as u64;
             Some(Bytes::from(chunk))
@@ -74,10 +86,10 @@ impl Content {
     }
 }
 
-/// One step of SplitMix64: fast, and different for neighbouring seeds.
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut mixed = *state;
+/// A number of the sequence that SplitMix64 makes from `seed`: fast, and any of them at once.
+fn split_mix(seed: u64, index: u64) -> u64 {
+    let steps = index.wrapping_add(1);
+    let mut mixed = seed.wrapping_add(steps.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
@@ -151,6 +163,7 @@ async fn bytes(
     State(served): State<Arc<AtomicU64>>,
     Path(length): Path<u64>,
     Query(Seed { seed }): Query<Seed>,
+    headers: HeaderMap,
 ) -> Response {
     served.fetch_add(1, Ordering::Relaxed);
     if length > LONGEST {
@@ -160,15 +173,36 @@ async fn bytes(
         )
             .into_response();
     }
-    let chunks = Content { length, seed }.chunks().map(Ok::<_, io::Error>);
+    let from = match headers.get(header::RANGE).map(range_start) {
+        None => 0,
+        Some(Some(from)) if from < length => from,
+        Some(_) => return StatusCode::RANGE_NOT_SATISFIABLE.into_response(),
+    };
+    let chunks = Content { length, seed }
+        .chunks_from(from)
+        .map(Ok::<_, io::Error>);
     let mut response = Body::from_stream(stream::iter(chunks)).into_response();
+    if from > 0 {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length - from));
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/octet-stream"),
     );
     response
+}
+
+/// Where `bytes=FROM-` begins. Other forms of a range are not needed and not served.
+fn range_start(range: &HeaderValue) -> Option<u64> {
+    range
+        .to_str()
+        .ok()?
+        .strip_prefix("bytes=")?
+        .strip_suffix('-')?
+        .parse()
+        .ok()
 }
 
 async fn upload(
@@ -263,6 +297,24 @@ mod tests {
 
         assert_eq!(Sha256::digest(body(&answer))[..], content.sha256());
         assert_eq!(web.requests(), 1);
+    }
+
+    #[test]
+    fn a_rest_of_a_file_begins_where_it_is_asked_to() {
+        let content = Content {
+            length: 140_000,
+            seed: 5,
+        };
+        let whole: Vec<u8> = content.chunks().flatten().collect();
+        for from in [
+            0, 1, 7, 8, 9, 65_535, 65_536, 70_001, 139_999, 140_000, 140_001,
+        ] {
+            let rest: Vec<u8> = content.chunks_from(from).flatten().collect();
+            assert_eq!(
+                rest,
+                whole[usize::try_from(from).unwrap().min(whole.len())..]
+            );
+        }
     }
 
     #[tokio::test]
