@@ -271,9 +271,11 @@ async fn download(
         }
     }
     let took = now() - start;
+    let first_byte = first_byte.unwrap_or(took);
     Ok(Downloaded {
         length: expected,
-        first_byte: first_byte.unwrap_or(took),
+        sha256: hash.finalize().into(),
+        first_byte,
         took,
     })
 }
