@@ -1,16 +1,23 @@
 //! The control API: how a person, a script or another program tells the node what to do.
 //!
 //! HTTP/JSON with server-sent events on a Unix socket that only its owner can open. The words are
-//! in [`api`], the errors in [`error`]; the server turns a request into a [`Call`] for the driver,
-//! the client is the other end. The document that describes all of it for other languages is
+//! in [`api`], the errors in [`error`]; [`server`] turns a request into a [`Call`] for the driver,
+//! [`client`] is the other end. The document that describes all of it for other languages is
 //! `docs/openapi.json`, served at `/openapi.json`; a test keeps it equal to [`api`].
 //!
 //! Nothing here decides anything: the driver owns the answers.
 
 pub mod api;
+pub mod client;
 pub mod error;
+pub mod openapi;
+mod percent;
+#[cfg(test)]
+mod round_trip;
+pub mod server;
 
 pub use api::{Call, Command, Event, Reply, Request};
+pub use client::Client;
 pub use error::{ApiError, ErrorCode};
 
 /// How many calls may wait for the driver.

@@ -2,4 +2,5 @@
 
 pub mod control;
 pub mod mesh;
+pub mod paths;
 pub mod protocol;
