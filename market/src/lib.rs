@@ -6,6 +6,8 @@
 
 pub mod envelope;
 pub mod identity;
+pub mod offer;
+pub mod pricing;
 pub mod time;
 pub mod units;
 pub mod wire;

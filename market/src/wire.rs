@@ -14,10 +14,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 mod form;
-mod map;
+pub(crate) mod map;
 
 pub use form::FormError;
-#[allow(unused_imports, reason = "the messages that use it follow")]
 pub(crate) use map::cbor_map;
 pub use map::{FIRST_OPTIONAL_KEY, Unknown};
 

@@ -51,7 +51,6 @@ impl Unknown {
 }
 
 /// A field number as it is read.
-#[allow(dead_code, reason = "the messages that use it follow")]
 pub(crate) struct Key(pub(crate) u64);
 
 impl<'de> Deserialize<'de> for Key {
@@ -89,7 +88,6 @@ impl<'de> Deserialize<'de> for Key {
 /// Keys must ascend in the order of declaration. An unknown key is refused. With `open struct` the
 /// struct gets a further field `pub unknown: Unknown`, which keeps unknown keys from
 /// [`FIRST_OPTIONAL_KEY`] up.
-#[allow(unused_macros, reason = "the messages that use it follow")]
 macro_rules! cbor_map {
     (
         $(#[$meta:meta])*
@@ -219,5 +217,4 @@ macro_rules! cbor_map {
         $name { $($fields)* unknown: $unknown }
     };
 }
-#[allow(unused_imports, reason = "the messages that use it follow")]
 pub(crate) use cbor_map;
