@@ -1,0 +1,152 @@
+//! `[sell]` and `[buy]`: what this node trades, and on which terms.
+
+use std::net::SocketAddr;
+
+use bitmesh_market::units::{Bytes, BytesPerSecond, Price};
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, text};
+
+/// Smallest rate worth a lease: below it a page takes minutes and every timer misfires.
+const MIN_RATE: u64 = 8 * 1024;
+
+/// What this node sells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sell {
+    /// Whether the node offers bandwidth when it starts.
+    pub enabled: bool,
+    /// The price, for example `"120 sat/GB"`.
+    #[serde(with = "text")]
+    pub price: Price,
+    /// Rate of one lease, both directions together, for example `"20 Mbit/s"`.
+    #[serde(with = "text")]
+    pub rate: BytesPerSecond,
+    /// Rate of all leases together. Shared fairly among them.
+    #[serde(with = "text")]
+    pub total_rate: BytesPerSecond,
+    /// Leases served at once.
+    pub max_leases: u16,
+    /// Most bytes one lease may carry, for example `"100 GB"`.
+    #[serde(with = "text")]
+    pub max_quota: Bytes,
+    /// Longest term of one lease, in seconds.
+    pub max_term_s: u64,
+    /// Whether buyers may pay after use, up to the credit window of the lease.
+    pub postpaid: bool,
+    /// Geohash cell of the seller, one to six characters; coarse on purpose. Empty means: not said.
+    pub cell: String,
+    /// Region in which traffic leaves, for example `EU`. Empty means: not said.
+    pub region: String,
+}
+
+/// How this node buys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Buy {
+    /// Loopback address of the SOCKS5 and HTTP CONNECT proxy. If its port is taken, a free one is.
+    pub proxy: SocketAddr,
+    /// Highest price paid when the command line names none, for example `"1000 sat/GB"`.
+    #[serde(with = "text")]
+    pub max_price: Price,
+    /// Geohash cell to look in. Empty means: anywhere.
+    pub cell: String,
+}
+
+/// What buyers may reach through this node.
+///
+/// Private, loopback, shared and metadata addresses, and this machine's own networks, are never
+/// reachable, whatever stands here; `allow` is the one exception and exists for tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Egress {
+    /// Which ports.
+    pub ports: Ports,
+    /// Addresses with port, for example `127.0.0.1:8080`, that are reachable although they are
+    /// private. For testnets; leave it empty on any other network.
+    pub allow: Vec<SocketAddr>,
+}
+
+/// Which ports buyers may reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ports {
+    /// 80 and 443 only.
+    Web,
+    /// All but mail, file sharing and local discovery.
+    #[default]
+    Standard,
+    /// All.
+    Open,
+}
+
+impl Default for Sell {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            // 120 sat/GB: the market's starting price where no neighbour has asked yet.
+            price: Price::from_msat_per_gb(120_000),
+            rate: BytesPerSecond::new(2_500_000),
+            total_rate: BytesPerSecond::new(12_500_000),
+            max_leases: 8,
+            max_quota: Bytes::new(100_000_000_000),
+            max_term_s: 24 * 3_600,
+            postpaid: true,
+            cell: String::new(),
+            region: String::new(),
+        }
+    }
+}
+
+impl Default for Buy {
+    fn default() -> Self {
+        Self {
+            proxy: SocketAddr::from(([127, 0, 0, 1], 1080)),
+            max_price: Price::from_msat_per_gb(1_000_000),
+            cell: String::new(),
+        }
+    }
+}
+
+impl Sell {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, reason: String| Err(ConfigError::Value { key, reason });
+        if self.rate.get() < MIN_RATE {
+            return refuse(
+                "sell.rate",
+                format!("{} is below {MIN_RATE} bytes/s", self.rate.get()),
+            );
+        }
+        if self.total_rate < self.rate {
+            return refuse(
+                "sell.total_rate",
+                "is below sell.rate, the rate of one lease".to_owned(),
+            );
+        }
+        if self.max_leases == 0 {
+            return refuse(
+                "sell.max_leases",
+                "a seller serves at least one lease".to_owned(),
+            );
+        }
+        if self.cell.len() > 6 {
+            return refuse("sell.cell", "a cell has at most six characters".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Buy {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if !self.proxy.ip().is_loopback() {
+            return Err(ConfigError::Value {
+                key: "buy.proxy",
+                reason: format!(
+                    "{} is not a loopback address: anyone there could spend this node's money",
+                    self.proxy
+                ),
+            });
+        }
+        Ok(())
+    }
+}
