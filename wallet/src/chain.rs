@@ -10,9 +10,9 @@
 //! A source guarantees:
 //!
 //! 1. **Order.** `Connected` heights rise by one; each block's parent is the block before it.
-//!    When blocks leave the best chain, one `Disconnected` for each comes first, highest first.
-//!    After a `Disconnected { height }` the next block event is `Disconnected { height - 1 }` or
-//!    `Connected { height }`.
+//!    When blocks leave the best chain, a `Disconnected` for each that the source remembers comes
+//!    first, highest first; then `Connected` goes on above the highest block still shared, which
+//!    may tell some blocks again.
 //! 2. **No gaps.** A source resumes above the highest block of its [`Start::locator`] that is
 //!    still in the best chain, and not below [`Start::floor`]. Blocks of the locator that left the
 //!    chain while nobody looked are reported as `Disconnected`.
@@ -27,7 +27,7 @@
 //! 1. **Idempotence.** An event that it knows already changes nothing. So one source can serve
 //!    listeners that stopped at different heights: start it from the lowest.
 //! 2. **Rewind.** `Disconnected { height, .. }` drops everything learned from blocks at that height
-//!    *and above*.
+//!    *and above*. So does `Connected` with another block than the one known at its height.
 
 use std::sync::Arc;
 
@@ -35,6 +35,8 @@ use bitcoin::{Amount, Block, BlockHash, FeeRate, OutPoint, ScriptBuf, Transactio
 use thiserror::Error;
 
 pub use bdk_wallet::chain::BlockId;
+
+pub mod bitcoind;
 
 /// What happened on the chain. See the [module](self) for order and guarantees.
 #[derive(Clone, Debug, PartialEq, Eq)]
