@@ -3,7 +3,7 @@
 //! # The contract between a source and who listens to it
 //!
 //! One thread owns the [`ChainSource`] and calls [`ChainSource::poll`]. Every event it returns is
-//! given to every listener (the wallet, the watcher), in order, before the next call. A call returns at
+//! given to every listener ([`Wallet::apply`](crate::onchain::Wallet::apply) and the watcher), in order, before the next call. A call returns at
 //! most one block, so that the first sync of years of chain needs the memory of one block. An
 //! empty answer means there is nothing more to tell now: wait a little and ask again.
 //!

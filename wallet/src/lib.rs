@@ -6,4 +6,5 @@
 pub mod chain;
 pub mod channel;
 pub mod keys;
+pub mod onchain;
 pub mod store;

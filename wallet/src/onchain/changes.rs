@@ -1,0 +1,253 @@
+//! Where the wallet keeps what it learned: change sets in sled, rebuildable by a rescan.
+//!
+//! Nothing here is the only copy of anything but the *number* of addresses handed out: keys come
+//! from the mnemonic, coins from the chain. So a damaged store is set aside, never repaired.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bdk_wallet::ChangeSet;
+use bdk_wallet::chain::Merge;
+use thiserror::Error;
+
+/// First byte of each record; a record of another version is not understood.
+const VERSION: u8 = 1;
+
+/// sled's page cache. The store is read once, at opening.
+const CACHE_BYTES: u64 = 1 << 20;
+
+/// When this many records have gathered, opening the store merges them into one.
+const MERGE_AT_RECORDS: usize = 64;
+
+/// Where sled lives inside the wallet's directory.
+const STORE_DIR: &str = "coins";
+
+/// The wallet's store could not be read or written.
+#[derive(Debug, Error)]
+pub enum ChangesError {
+    /// Another process has it open.
+    #[error("{} is open in another process", path.display())]
+    Locked {
+        /// The store.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The store.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store is damaged. Opening the wallet anew sets it aside and rescans.
+    #[error("{} is damaged: {detail}", path.display())]
+    Damaged {
+        /// The store.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
+
+/// Change sets, oldest first.
+pub(super) struct Changes {
+    db: sled::Db,
+    path: PathBuf,
+    next: u64,
+}
+
+/// A store that could not be read, and where it was moved to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// Where the damaged store is. It holds public keys and addresses, but no secret.
+    pub path: PathBuf,
+    /// What was wrong with it.
+    pub detail: String,
+}
+
+impl Changes {
+    /// Opens the store in `dir`, and returns all that it holds as one change set. If it is damaged,
+    /// it is moved out of the way and an empty one is made.
+    pub(super) fn open(
+        dir: &Path,
+    ) -> Result<(Self, Option<ChangeSet>, Option<SetAside>), ChangesError> {
+        let path = dir.join(STORE_DIR);
+        match Self::open_and_read(&path) {
+            Ok((changes, state)) => Ok((changes, state, None)),
+            Err(ChangesError::Damaged { detail, .. }) => {
+                let aside = set_aside(&path)?;
+                let (changes, state) = Self::open_and_read(&path)?;
+                Ok((
+                    changes,
+                    state,
+                    Some(SetAside {
+                        path: aside,
+                        detail,
+                    }),
+                ))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves a store that opened well but makes no sense out of the way, and makes an empty one.
+    pub(super) fn replace_damaged(
+        self,
+        dir: &Path,
+        detail: String,
+    ) -> Result<(Self, SetAside), ChangesError> {
+        let path = self.path.clone();
+        drop(self);
+        let aside = set_aside(&path)?;
+        let (changes, _) = Self::open_and_read(&dir.join(STORE_DIR))?;
+        Ok((
+            changes,
+            SetAside {
+                path: aside,
+                detail,
+            },
+        ))
+    }
+
+    fn open_and_read(path: &Path) -> Result<(Self, Option<ChangeSet>), ChangesError> {
+        let db = sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE_BYTES)
+            // Written through by `flush` where it matters; no background thread.
+            .flush_every_ms(None)
+            .open()
+            .map_err(|error| sort(path, error))?;
+        let mut changes = Self {
+            db,
+            path: path.to_owned(),
+            next: 0,
+        };
+        let (state, records) = changes.read()?;
+        if records > MERGE_AT_RECORDS
+            && let Some(state) = &state
+        {
+            changes.replace_all(state)?;
+        }
+        Ok((changes, state))
+    }
+
+    /// Everything in the store as one change set, and the number of records that were merged.
+    fn read(&mut self) -> Result<(Option<ChangeSet>, usize), ChangesError> {
+        let mut state: Option<ChangeSet> = None;
+        let mut records = 0;
+        for entry in self.db.iter() {
+            let (key, value) = entry.map_err(|error| sort(&self.path, error))?;
+            let sequence: [u8; 8] = key
+                .as_ref()
+                .try_into()
+                .map_err(|_| self.damaged("a key of the wrong length"))?;
+            let changes = decode(&value).map_err(|detail| self.damaged(detail))?;
+            self.next = u64::from_be_bytes(sequence).saturating_add(1);
+            records += 1;
+            match &mut state {
+                Some(state) => state.merge(changes),
+                None => state = Some(changes),
+            }
+        }
+        Ok((state, records))
+    }
+
+    /// Everything in the store as one change set.
+    pub(super) fn merged(&mut self) -> Result<ChangeSet, ChangesError> {
+        Ok(self.read()?.0.unwrap_or_default())
+    }
+
+    /// Adds one change set. It survives a crash of this process at once, and one of the machine
+    /// after [`flush`](Self::flush).
+    pub(super) fn append(&mut self, changes: &ChangeSet) -> Result<(), ChangesError> {
+        let value = encode(changes).map_err(|detail| self.damaged(detail))?;
+        self.db
+            .insert(self.next.to_be_bytes(), value)
+            .map_err(|error| sort(&self.path, error))?;
+        self.next = self.next.saturating_add(1);
+        Ok(())
+    }
+
+    /// Replaces everything by one change set, all or nothing.
+    pub(super) fn replace_all(&mut self, state: &ChangeSet) -> Result<(), ChangesError> {
+        let mut batch = sled::Batch::default();
+        for key in self.db.iter().keys() {
+            batch.remove(key.map_err(|error| sort(&self.path, error))?);
+        }
+        batch.insert(
+            &self.next.to_be_bytes(),
+            encode(state).map_err(|detail| self.damaged(detail))?,
+        );
+        self.db
+            .apply_batch(batch)
+            .map_err(|error| sort(&self.path, error))?;
+        self.next = self.next.saturating_add(1);
+        self.flush()
+    }
+
+    pub(super) fn flush(&self) -> Result<(), ChangesError> {
+        self.db.flush().map_err(|error| sort(&self.path, error))?;
+        Ok(())
+    }
+
+    fn damaged(&self, detail: impl ToString) -> ChangesError {
+        ChangesError::Damaged {
+            path: self.path.clone(),
+            detail: detail.to_string(),
+        }
+    }
+}
+
+fn encode(changes: &ChangeSet) -> Result<Vec<u8>, String> {
+    let mut bytes = vec![VERSION];
+    ciborium::into_writer(changes, &mut bytes).map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+fn decode(bytes: &[u8]) -> Result<ChangeSet, String> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => ciborium::from_reader(body).map_err(|error| error.to_string()),
+        Some((version, _)) => Err(format!("a record of version {version}")),
+        None => Err("an empty record".into()),
+    }
+}
+
+fn sort(path: &Path, error: sled::Error) -> ChangesError {
+    let path = path.to_owned();
+    match error {
+        // sled has no kind for it.
+        sled::Error::Io(source) if source.to_string().contains("could not acquire lock") => {
+            ChangesError::Locked { path }
+        }
+        sled::Error::Io(source)
+            if matches!(
+                source.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+            ) =>
+        {
+            ChangesError::Damaged {
+                path,
+                detail: source.to_string(),
+            }
+        }
+        sled::Error::Io(source) => ChangesError::Io { path, source },
+        error => ChangesError::Damaged {
+            path,
+            detail: error.to_string(),
+        },
+    }
+}
+
+/// Renames the store to the first free `coins.damaged-N`.
+fn set_aside(path: &Path) -> Result<PathBuf, ChangesError> {
+    let aside = (1_u32..)
+        .map(|number| path.with_extension(format!("damaged-{number}")))
+        .find(|candidate| candidate.symlink_metadata().is_err())
+        .expect("a directory cannot hold four billion damaged stores");
+    fs::rename(path, &aside).map_err(|source| ChangesError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(aside)
+}

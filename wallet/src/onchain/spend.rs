@@ -1,0 +1,575 @@
+//! Spending: payments, the funding of channels, and taking back what has not confirmed.
+
+use bdk_wallet::coin_selection::{
+    BranchAndBoundCoinSelection, InsufficientFunds, LargestFirstCoinSelection,
+};
+use bdk_wallet::error::CreateTxError;
+use bdk_wallet::{KeychainKind, SignOptions};
+use bitcoin::psbt::Psbt;
+use bitcoin::script::Script;
+use bitcoin::transaction::Version;
+use bitcoin::{
+    Address, Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid,
+    absolute,
+};
+use thiserror::Error;
+
+use super::changes::ChangesError;
+use super::{Flush, Wallet, is_foreign_pending};
+use crate::keys::SignError;
+
+/// What bitcoind calls TRUC (BIP-431): replaceable always, pinned never.
+const VERSION_3: i32 = 3;
+
+/// A version 3 transaction is not relayed if it is larger.
+const MAX_VERSION_3_VBYTES: u64 = 10_000;
+
+/// No transaction of more than this is relayed.
+const MAX_VBYTES: u64 = 100_000;
+
+/// Size of a P2TR output: what change costs, for the search of a selection without change.
+const P2TR_OUTPUT_BYTES: u64 = 43;
+
+/// What a replacement pays on top of what it replaces, in sat for each of its virtual bytes
+/// (BIP-125 rule 4 at the default incremental relay fee).
+const REPLACEMENT_SAT_PER_VBYTE: u64 = 1;
+
+/// How much to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// The recipient receives exactly this; the fee comes on top.
+    Exact(Amount),
+    /// Every spendable coin goes into it; the recipient receives what the fee leaves.
+    Everything,
+}
+
+/// A payment to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payment {
+    /// Who is paid.
+    pub to: Address,
+    /// How much.
+    pub value: Value,
+    /// What to bid. Less than one sat/vB is raised to that.
+    pub feerate: FeeRate,
+}
+
+/// What a payment does, to be shown before it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preview {
+    /// What the recipient receives.
+    pub value: Amount,
+    /// What it costs on top.
+    pub fee: Amount,
+    /// What returns to us, if anything.
+    pub change: Option<Amount>,
+    /// How many coins are spent.
+    pub inputs: usize,
+    /// The size of the signed transaction.
+    pub vbytes: u64,
+}
+
+/// Why a transaction was not made. Nothing has changed.
+#[derive(Debug, Error)]
+pub enum SpendError {
+    /// There is not enough. `needed - available` is what is missing, to the sat.
+    #[error(
+        "{} sat are needed, {} sat are available: {} sat are missing{}",
+        needed.to_sat(), available.to_sat(), self.missing().to_sat(), pending_hint(*pending)
+    )]
+    InsufficientFunds {
+        /// The value and the fee of spending every available coin.
+        needed: Amount,
+        /// The coins that may be spent and are worth more than it costs to spend them.
+        available: Amount,
+        /// Coins that only have to confirm before they may be spent.
+        pending: Amount,
+    },
+    /// So little cannot be sent: nodes do not relay outputs that cost more to spend than they hold.
+    #[error("{} sat are too little; the least is {} sat", asked.to_sat(), least.to_sat())]
+    BelowDust {
+        /// What was asked for.
+        asked: Amount,
+        /// The least that can be sent to that address.
+        least: Amount,
+    },
+    /// The address is for another network.
+    #[error("the address is for another network")]
+    WrongNetwork,
+    /// The coins are so many and small that no node would relay the transaction. Send to an
+    /// address of our own first, in parts.
+    #[error(
+        "it would take {vbytes} vbytes, more than the {limit} that are relayed: too many small coins"
+    )]
+    TooLarge {
+        /// The size it would have.
+        vbytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The transaction could not be built. A defect of ours, not of the caller.
+    #[error("the transaction could not be built: {detail}")]
+    Build {
+        /// What the library said.
+        detail: String,
+    },
+    /// The transaction could not be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// It could not be written down, and so must not be broadcast.
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
+}
+
+impl SpendError {
+    /// What is missing, if that is what is wrong; zero otherwise.
+    pub fn missing(&self) -> Amount {
+        match self {
+            Self::InsufficientFunds {
+                needed, available, ..
+            } => needed.checked_sub(*available).unwrap_or(Amount::ZERO),
+            _ => Amount::ZERO,
+        }
+    }
+}
+
+fn pending_hint(pending: Amount) -> String {
+    match pending.to_sat() {
+        0 => String::new(),
+        sat => format!(" ({sat} sat are waiting for a confirmation)"),
+    }
+}
+
+/// Why a transaction cannot be taken back. Nothing has changed.
+#[derive(Debug, Error)]
+pub enum CancelError {
+    /// The wallet knows no such transaction of its own.
+    #[error("{txid} is not a transaction of this wallet")]
+    Unknown {
+        /// The transaction.
+        txid: Txid,
+    },
+    /// It is in a block.
+    #[error("{txid} is confirmed and cannot be taken back")]
+    Confirmed {
+        /// The transaction.
+        txid: Txid,
+    },
+    /// A later transaction of ours spends its change. That one has to be taken back first.
+    #[error("{txid} is spent by {child}; cancel that one first")]
+    HasChild {
+        /// The transaction.
+        txid: Txid,
+        /// The one that spends it.
+        child: Txid,
+    },
+    /// Replacing it would cost more than comes back.
+    #[error("taking it back costs {} sat and returns {} sat", fee.to_sat(), value.to_sat())]
+    NotWorthIt {
+        /// What the replacement costs.
+        fee: Amount,
+        /// What its inputs hold.
+        value: Amount,
+    },
+    /// The replacement could not be made.
+    #[error(transparent)]
+    Spend(#[from] SpendError),
+}
+
+/// Which rules a transaction follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Version 2; may spend our own unconfirmed change.
+    Payment,
+    /// Version 3; confirmed inputs only.
+    Funding,
+}
+
+/// A signed transaction that is not yet part of the wallet.
+struct Built {
+    transaction: Transaction,
+    preview: Preview,
+    change_index: Option<u32>,
+}
+
+impl Wallet {
+    /// What [`send`](Self::send) would do now. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns what `send` would return.
+    pub fn preview_send(&mut self, payment: &Payment) -> Result<Preview, SpendError> {
+        Ok(self.build_payment(payment)?.preview)
+    }
+
+    /// Makes and records a payment; the caller broadcasts it. It is spent from here on: if the
+    /// process ends before the broadcast, [`outgoing`](Self::outgoing) holds it at the next start.
+    ///
+    /// `now` is Unix time in seconds.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`SpendError`]; then nothing was spent.
+    pub fn send(
+        &mut self,
+        payment: &Payment,
+        now: u64,
+    ) -> Result<(Transaction, Preview), SpendError> {
+        let built = self.build_payment(payment)?;
+        self.reveal_change(built.change_index);
+        self.record(&built.transaction, now)?;
+        Ok((built.transaction, built.preview))
+    }
+
+    /// Makes the funding transaction of a channel: version 3, confirmed inputs only, exactly
+    /// `capacity` to `script`, change to ourselves. Fully signed, and *not* to be broadcast before
+    /// the channel's record is durable; see the [module](super). Its coins are reserved until
+    /// [`record`](Self::record), [`release`](Self::release), or a restart.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`SpendError`]; then nothing is reserved.
+    pub fn fund(
+        &mut self,
+        script: &Script,
+        capacity: Amount,
+        feerate: FeeRate,
+    ) -> Result<Transaction, SpendError> {
+        let built = self.build(script, Value::Exact(capacity), feerate, Kind::Funding)?;
+        self.reveal_change(built.change_index);
+        self.write(Flush::Now)?;
+        self.reserve(&built.transaction);
+        Ok(built.transaction)
+    }
+
+    /// What [`fund`](Self::fund) would cost now. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns what `fund` would return.
+    pub fn preview_fund(
+        &mut self,
+        script: &Script,
+        capacity: Amount,
+        feerate: FeeRate,
+    ) -> Result<Preview, SpendError> {
+        Ok(self
+            .build(script, Value::Exact(capacity), feerate, Kind::Funding)?
+            .preview)
+    }
+
+    /// Takes an unconfirmed transaction of ours back: makes and records a replacement that returns
+    /// all its coins to us, and pays enough to be relayed in its place. The caller broadcasts it.
+    /// The original may still win if a miner has it already.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CancelError`]; then the original stands.
+    pub fn cancel(
+        &mut self,
+        txid: Txid,
+        feerate: FeeRate,
+        now: u64,
+    ) -> Result<Transaction, CancelError> {
+        let original = self.cancellable(txid)?;
+        let old_fee = self
+            .coins
+            .calculate_fee(&original)
+            .map_err(|error| SpendError::Build {
+                detail: error.to_string(),
+            })?;
+        let value = self.coins.sent_and_received(&original).0;
+        let index = self.coins.next_derivation_index(KeychainKind::Internal);
+        let script = self
+            .coins
+            .peek_address(KeychainKind::Internal, index)
+            .script_pubkey();
+
+        // The size does not depend on the value, so signing once with a placeholder measures it.
+        let measured = self.sign_replacement(&original, script.clone(), value)?;
+        let vbytes = measured.vsize() as u64;
+        let fee = feerate
+            .max(FeeRate::BROADCAST_MIN)
+            .fee_vb(vbytes)
+            .unwrap_or(Amount::MAX_MONEY)
+            .max(old_fee + Amount::from_sat(vbytes * REPLACEMENT_SAT_PER_VBYTE));
+        let rest = value
+            .checked_sub(fee)
+            .filter(|rest| *rest >= script.minimal_non_dust())
+            .ok_or(CancelError::NotWorthIt { fee, value })?;
+        let replacement = self.sign_replacement(&original, script, rest)?;
+
+        self.reveal_change(Some(index));
+        self.record(&replacement, now).map_err(SpendError::from)?;
+        Ok(replacement)
+    }
+
+    /// Forgets an unconfirmed transaction of ours that no node will take, and what builds on it.
+    /// Its coins are free again. Do not use it on one that was relayed: it can still confirm, and
+    /// is then seen again.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`CancelError::Unknown`] or [`CancelError::Confirmed`]; then nothing changed.
+    pub fn abandon(&mut self, txid: Txid, now: u64) -> Result<(), CancelError> {
+        match self.cancellable(txid) {
+            Ok(_) | Err(CancelError::HasChild { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let mut gone = vec![txid];
+        let mut next = 0;
+        while let Some(parent) = gone.get(next).copied() {
+            for child in self.children_of(parent) {
+                if !gone.contains(&child) {
+                    gone.push(child);
+                }
+            }
+            next += 1;
+        }
+        let at = self.tick(now);
+        self.coins
+            .apply_evicted_txs(gone.into_iter().map(|txid| (txid, at)));
+        self.write(Flush::Now).map_err(SpendError::from)?;
+        Ok(())
+    }
+
+    fn build_payment(&mut self, payment: &Payment) -> Result<Built, SpendError> {
+        if !payment
+            .to
+            .as_unchecked()
+            .is_valid_for_network(self.network())
+        {
+            return Err(SpendError::WrongNetwork);
+        }
+        self.build(
+            &payment.to.script_pubkey(),
+            payment.value,
+            payment.feerate,
+            Kind::Payment,
+        )
+    }
+
+    fn build(
+        &mut self,
+        script: &Script,
+        value: Value,
+        feerate: FeeRate,
+        kind: Kind,
+    ) -> Result<Built, SpendError> {
+        let least = script.minimal_non_dust();
+        if let Value::Exact(asked) = value
+            && asked < least
+        {
+            return Err(SpendError::BelowDust { asked, least });
+        }
+        let (excluded, pending) = self.excluded(kind);
+        let change_index = self.coins.next_derivation_index(KeychainKind::Internal);
+        let change = self
+            .coins
+            .peek_address(KeychainKind::Internal, change_index)
+            .script_pubkey();
+
+        let selection =
+            BranchAndBoundCoinSelection::new(P2TR_OUTPUT_BYTES, LargestFirstCoinSelection);
+        let mut builder = self.coins.build_tx().coin_selection(selection);
+        builder
+            .unspendable(excluded)
+            .fee_rate(feerate.max(FeeRate::BROADCAST_MIN));
+        match value {
+            Value::Exact(amount) => {
+                builder
+                    .add_recipient(script.to_owned(), amount)
+                    .drain_to(change.clone());
+            }
+            Value::Everything => {
+                builder.drain_wallet().drain_to(script.to_owned());
+            }
+        }
+        if kind == Kind::Funding {
+            builder.version(VERSION_3);
+        }
+        let mut psbt = builder.finish().map_err(|error| sort(error, pending))?;
+        let fee = psbt.fee().map_err(|error| SpendError::Build {
+            detail: error.to_string(),
+        })?;
+        let transaction = self.sign(&mut psbt)?;
+
+        let vbytes = transaction.vsize() as u64;
+        let limit = match kind {
+            Kind::Payment => MAX_VBYTES,
+            Kind::Funding => MAX_VERSION_3_VBYTES,
+        };
+        if vbytes > limit {
+            return Err(SpendError::TooLarge { vbytes, limit });
+        }
+        let value_to = |wanted: &Script| {
+            transaction
+                .output
+                .iter()
+                .find(|output| output.script_pubkey.as_script() == wanted)
+                .map(|output| output.value)
+        };
+        let change = value_to(&change);
+        let preview = Preview {
+            value: value_to(script).unwrap_or(Amount::ZERO),
+            fee,
+            change,
+            inputs: transaction.input.len(),
+            vbytes,
+        };
+        Ok(Built {
+            preview,
+            change_index: change.map(|_| change_index),
+            transaction,
+        })
+    }
+
+    /// Coins that must not be spent, and how much of them only has to confirm.
+    fn excluded(&self, kind: Kind) -> (Vec<OutPoint>, Amount) {
+        let mut excluded: Vec<OutPoint> = self.reserved.keys().copied().collect();
+        let mut pending = Amount::ZERO;
+        for coin in self.coins.list_unspent() {
+            if self.reserved.contains_key(&coin.outpoint) || coin.chain_position.is_confirmed() {
+                continue;
+            }
+            let is_version_3 = self
+                .coins
+                .tx_graph()
+                .get_tx(coin.outpoint.txid)
+                .is_some_and(|parent| parent.version == Version(VERSION_3));
+            let waits = match kind {
+                Kind::Funding => true,
+                // A version 2 transaction on top of an unconfirmed version 3 one is not relayed.
+                Kind::Payment => is_version_3 || is_foreign_pending(self, &coin),
+            };
+            if waits {
+                pending += coin.txout.value;
+                excluded.push(coin.outpoint);
+            }
+        }
+        (excluded, pending)
+    }
+
+    fn sign(&self, psbt: &mut Psbt) -> Result<Transaction, SpendError> {
+        let build = |detail: String| SpendError::Build { detail };
+        self.keys.sign_psbt(psbt)?;
+        let complete = self
+            .coins
+            .finalize_psbt(psbt, SignOptions::default())
+            .map_err(|error| build(error.to_string()))?;
+        if !complete {
+            return Err(build("an input has no signature of ours".into()));
+        }
+        psbt.clone()
+            .extract_tx()
+            .map_err(|error| build(error.to_string()))
+    }
+
+    fn reveal_change(&mut self, index: Option<u32>) {
+        if let Some(index) = index {
+            for _ in self
+                .coins
+                .reveal_addresses_to(KeychainKind::Internal, index)
+            {}
+        }
+    }
+
+    /// The transaction, if it is ours alone, unconfirmed, and nothing of ours builds on it.
+    fn cancellable(&self, txid: Txid) -> Result<Transaction, CancelError> {
+        let known = self
+            .coins
+            .get_tx(txid)
+            .ok_or(CancelError::Unknown { txid })?;
+        let transaction = known.tx_node.tx.as_ref().clone();
+        if !self.is_ours_alone(&transaction) {
+            return Err(CancelError::Unknown { txid });
+        }
+        if known.chain_position.is_confirmed() {
+            return Err(CancelError::Confirmed { txid });
+        }
+        match self.children_of(txid).first() {
+            Some(child) => Err(CancelError::HasChild {
+                txid,
+                child: *child,
+            }),
+            None => Ok(transaction),
+        }
+    }
+
+    fn children_of(&self, txid: Txid) -> Vec<Txid> {
+        self.coins
+            .transactions()
+            .filter(|tx| {
+                tx.tx_node
+                    .tx
+                    .input
+                    .iter()
+                    .any(|input| input.previous_output.txid == txid)
+            })
+            .map(|tx| tx.tx_node.txid)
+            .collect()
+    }
+
+    fn sign_replacement(
+        &self,
+        original: &Transaction,
+        script: ScriptBuf,
+        value: Amount,
+    ) -> Result<Transaction, SpendError> {
+        let build = |detail: String| SpendError::Build { detail };
+        let unsigned = Transaction {
+            version: original.version,
+            lock_time: absolute::LockTime::ZERO,
+            input: original
+                .input
+                .iter()
+                .map(|input| TxIn {
+                    previous_output: input.previous_output,
+                    sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+                    ..TxIn::default()
+                })
+                .collect(),
+            output: vec![TxOut {
+                value,
+                script_pubkey: script,
+            }],
+        };
+        let mut psbt =
+            Psbt::from_unsigned_tx(unsigned).map_err(|error| build(error.to_string()))?;
+        for (input, txin) in psbt.inputs.iter_mut().zip(&original.input) {
+            let coin = self
+                .coins
+                .list_output()
+                .find(|coin| coin.outpoint == txin.previous_output)
+                .ok_or_else(|| build("a coin of the original is unknown".into()))?;
+            *input = self
+                .coins
+                .get_psbt_input(coin, None, true)
+                .map_err(|error| build(error.to_string()))?;
+        }
+        self.sign(&mut psbt)
+    }
+}
+
+fn sort(error: CreateTxError, pending: Amount) -> SpendError {
+    match error {
+        CreateTxError::CoinSelection(InsufficientFunds { needed, available }) => {
+            SpendError::InsufficientFunds {
+                needed,
+                available,
+                pending,
+            }
+        }
+        // Draining a wallet that holds nothing to drain.
+        CreateTxError::NoRecipients | CreateTxError::NoUtxosSelected => {
+            SpendError::InsufficientFunds {
+                needed: Amount::ONE_SAT,
+                available: Amount::ZERO,
+                pending,
+            }
+        }
+        error => SpendError::Build {
+            detail: error.to_string(),
+        },
+    }
+}
