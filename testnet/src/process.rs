@@ -8,7 +8,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Seek, SeekFrom},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -28,7 +28,7 @@ const WATCHED: &str = "exec 3<&0 </dev/null\n\
     exec \"$@\"";
 
 /// Runs a script of clean-up when the pipe ends.
-const KEPT: &str = "trap '' HUP INT TERM\nread -r _\neval \"$1\"";
+const KEPT: &str = "trap '' HUP INT TERM\nread -r _\nscript=$1\nshift\neval \"$script\"";
 
 /// How long a child that was killed may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
@@ -303,17 +303,22 @@ pub struct Afterwards {
 }
 
 impl Afterwards {
-    /// Has `script`, in the language of `/bin/sh`, run once this value or this process is gone.
+    /// Has `script`, in the language of `/bin/sh`, run with `args` as `"$@"` once this value or this
+    /// process is gone.
     ///
     /// # Errors
     ///
     /// Returns an error if the shell does not start; the script will then not run.
-    pub fn run(script: impl AsRef<OsStr>) -> Result<Self, ProcessError> {
+    pub fn run<A: AsRef<OsStr>>(
+        script: &str,
+        args: impl IntoIterator<Item = A>,
+    ) -> Result<Self, ProcessError> {
         let keeper = Command::new("/bin/sh")
             .arg("-c")
             .arg(KEPT)
             .arg("afterwards")
             .arg(script)
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -346,21 +351,9 @@ pub fn exists(pid: u32) -> bool {
     })
 }
 
-/// Deletes a folder and what is in it, if it is there.
-///
-/// # Errors
-///
-/// Returns an error if something in it cannot be deleted.
-pub fn remove_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{io::BufRead, os::unix::process::ExitStatusExt};
+    use std::{fs, io::BufRead, os::unix::process::ExitStatusExt};
 
     use tempfile::TempDir;
 
@@ -476,8 +469,7 @@ mod tests {
             .args(["-c", script])
             .start()
             .unwrap();
-        let _after =
-            Afterwards::run(format!("touch '{}'", folder.join("cleaned").display())).unwrap();
+        let _after = Afterwards::run("touch \"$1\"", [folder.join("cleaned")]).unwrap();
         let pids = pids(&child, 2);
         println!("children: {} {}", pids[0], pids[1]);
         std::thread::park();

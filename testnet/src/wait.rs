@@ -51,6 +51,11 @@ impl Deadline {
         Instant::now() >= self.at
     }
 
+    /// Waits a little before the next look.
+    pub async fn pause(self) {
+        tokio::time::sleep(INTERVAL).await;
+    }
+
     fn missed(self, what: impl fmt::Display) -> TimedOut {
         TimedOut {
             what: what.to_string(),
