@@ -5,9 +5,14 @@
 //! number: time and facts come in as inputs, what to do comes out as outputs.
 
 pub mod envelope;
+pub mod id;
 pub mod identity;
+pub mod lease;
+pub mod negotiation;
 pub mod offer;
 pub mod pricing;
+pub mod quote;
+pub mod session;
 pub mod time;
 pub mod units;
 pub mod wire;

@@ -1,0 +1,617 @@
+//! The seller's side of a session: it delivers up to its credit, countersigns, and stops.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use serde_bytes::ByteBuf;
+
+use super::credit::Credit;
+use super::message::{Body, Extension, Final, Message, SignedMessage, Standing};
+use super::meter::{Gate, Reading};
+use super::record::{Closed, Fact, Receipted, Record, RestoreError};
+use super::{
+    CloseReason, Ending, Event, Fault, Link, MAX_FAULTS, Output, Patience, PauseReason, Receipt,
+    Signatures, Why, deadline,
+};
+use crate::envelope::Signed;
+use crate::lease::Lease;
+use crate::time::UnixTime;
+use crate::units::{Bytes, Msat};
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The buyer has opened a control stream for this lease.
+    Attached,
+    /// The control stream broke, and the lanes with it.
+    Detached,
+    /// The meter reports. It may do so at any time, and must at the mark.
+    Metered(Reading),
+    /// The flows are stopped, as [`Output::Stop`] asked; this is the meter's last word.
+    Stopped(Reading),
+    /// This running total has been paid in this session, carried credit included: its voucher is
+    /// durable, and the channel's funding is deep enough to count it.
+    Paid {
+        /// The running total.
+        total: Msat,
+    },
+    /// A voucher for this running total is held, but the channel's funding is not deep enough yet.
+    Deferred {
+        /// The running total it would make.
+        total: Msat,
+    },
+    /// A message came on the control stream.
+    Received(SignedMessage),
+    /// The operator pauses this session.
+    PauseAsked,
+    /// The operator lets it go on.
+    ResumeAsked,
+    /// The operator, or the node, wants to end it.
+    CloseAsked(CloseReason),
+}
+
+/// The seller's machine for one lease. See [`session`](super) for how it is driven.
+#[derive(Debug)]
+pub struct Seller {
+    lease: Lease,
+    patience: Patience,
+    expires: Instant,
+    credit: Credit,
+    /// This side's own meter; never behind what the buyer has signed when a connection begins.
+    own: Reading,
+    gate: Gate,
+    link: Link,
+    held: Option<Held>,
+    /// The last extension granted; number 0 and the lease's quota if none.
+    granted: Extension,
+    /// Vouchers held that do not count yet.
+    deferred: Msat,
+    operator: Operator,
+    told: Option<PauseReason>,
+    /// When patience with the buyer ends, while nothing flows for want of its doing.
+    patient_until: Option<Instant>,
+    phase: Phase,
+    faults: u32,
+    outputs: VecDeque<Output>,
+}
+
+/// The buyer's last receipt.
+#[derive(Clone, Debug)]
+struct Held {
+    receipt: Receipt,
+    message: SignedMessage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operator {
+    Serves,
+    Pauses,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Open,
+    /// The buyer is asked for its final receipt.
+    Leaving {
+        reason: CloseReason,
+        until: Instant,
+    },
+    Closed(Ending),
+}
+
+impl Seller {
+    /// Begins the session of a lease that is durable already. It waits for the buyer to attach.
+    ///
+    /// `at` and `now` are one moment on two clocks: how long the lease still runs is read from the
+    /// first and waited for on the second.
+    #[must_use]
+    pub fn open(lease: Lease, patience: Patience, at: UnixTime, now: Instant) -> Self {
+        let granted = Extension {
+            seq: 0,
+            quota: lease.quota(),
+        };
+        Self {
+            credit: Credit::new(&lease),
+            expires: deadline(now, at.until(lease.until())),
+            own: Reading::ZERO,
+            gate: Gate::default(),
+            link: Link::Detached {
+                until: deadline(now, patience.detached),
+            },
+            held: None,
+            granted,
+            deferred: Msat::ZERO,
+            operator: Operator::Serves,
+            told: Some(PauseReason::Detached),
+            patient_until: None,
+            phase: Phase::Open,
+            faults: 0,
+            outputs: VecDeque::new(),
+            lease,
+            patience,
+        }
+    }
+
+    /// Takes a session up again from its records, in the order they were written. It stands where it
+    /// stood, detached: what was delivered after the last receipt, at most a window, is given up
+    /// unless the buyer signs for it.
+    ///
+    /// Tell it what is paid: that is in the channel's journal, not in these records.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`RestoreError`] if the records are not this lease's or do not hold.
+    pub fn restore(
+        lease: Lease,
+        records: impl IntoIterator<Item = Record>,
+        patience: Patience,
+        at: UnixTime,
+        now: Instant,
+    ) -> Result<Self, RestoreError> {
+        let mut seller = Self::open(lease, patience, at, now);
+        let mut closing = None;
+        for record in records {
+            if record.lease != seller.lease.id() {
+                return Err(RestoreError::WrongLease(record.lease));
+            }
+            match record.fact {
+                Fact::Receipted(Receipted { message, own }) => {
+                    let message = seller.stored(&message)?;
+                    if let Some(receipt) = message.content().body.buyer_receipt().copied() {
+                        seller.own = seller.own.raised_to(own);
+                        seller.held = Some(Held { receipt, message });
+                    }
+                }
+                Fact::Extended(bytes) => {
+                    if let Body::Extend(extension) = seller.stored(&bytes)?.content().body {
+                        seller.grant(extension);
+                    }
+                }
+                Fact::Closing(reason) => closing = Some(reason),
+                Fact::Closed(closed) => {
+                    seller.phase = Phase::Closed(Ending {
+                        reason: closed.reason,
+                        receipt: closed.receipt,
+                        signatures: closed.signatures,
+                    });
+                }
+                Fact::Signed(_) | Fact::Countersigned(_) | Fact::ExtensionAsked(_) => {
+                    return Err(RestoreError::WrongRole);
+                }
+            }
+        }
+        if let (Phase::Open, Some(reason)) = (seller.phase, closing) {
+            seller.phase = Phase::Leaving {
+                reason,
+                until: deadline(now, patience.close),
+            };
+        }
+        Ok(seller)
+    }
+
+    /// A message of the buyer from the journal.
+    fn stored(&self, bytes: &[u8]) -> Result<SignedMessage, RestoreError> {
+        let message: SignedMessage = Signed::verify(bytes, self.lease.network())
+            .map_err(|error| RestoreError::BadMessage(error.to_string()))?;
+        if message.signer() != self.lease.buyer() || message.content().lease != self.lease.id() {
+            return Err(RestoreError::BadMessage("not the buyer's word".to_owned()));
+        }
+        Ok(message)
+    }
+
+    /// The lease being carried out.
+    #[must_use]
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// What the seller's own meter said last.
+    #[must_use]
+    pub const fn reading(&self) -> Reading {
+        self.own
+    }
+
+    /// The quota in force.
+    #[must_use]
+    pub fn quota(&self) -> Bytes {
+        self.credit.quota()
+    }
+
+    /// What has been paid in this session, carried credit included.
+    #[must_use]
+    pub fn paid(&self) -> Msat {
+        self.credit.paid()
+    }
+
+    /// The last receipt the buyer signed: what is billed.
+    #[must_use]
+    pub fn receipt(&self) -> Option<Receipt> {
+        self.held.as_ref().map(|held| held.receipt)
+    }
+
+    /// How far this side's count is ahead of what the buyer has signed for: never above a window.
+    #[must_use]
+    pub fn drift(&self) -> Bytes {
+        self.own.total().saturating_sub(self.signed())
+    }
+
+    /// Why nothing flows for the moment; `None` while it does, and once it has ended.
+    #[must_use]
+    pub const fn paused(&self) -> Option<PauseReason> {
+        self.told
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub const fn ending(&self) -> Option<Ending> {
+        match self.phase {
+            Phase::Closed(ending) => Some(ending),
+            Phase::Open | Phase::Leaving { .. } => None,
+        }
+    }
+
+    /// Takes note of what happened. Drain [`poll_output`](Self::poll_output) afterwards.
+    pub fn handle(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Attached => self.link = self.link.opened(now, self.patience.detached),
+            Input::Detached => self.on_detached(now),
+            Input::Metered(reading) | Input::Stopped(reading) => {
+                self.own = self.own.raised_to(reading);
+            }
+            Input::Paid { total } => self.credit.on_paid(total),
+            Input::Deferred { total } => self.deferred = self.deferred.max(total),
+            Input::Received(message) => self.on_message(message),
+            Input::PauseAsked => self.operator = Operator::Pauses,
+            Input::ResumeAsked => self.operator = Operator::Serves,
+            Input::CloseAsked(reason) => self.leave(reason, now),
+        }
+        self.update(now);
+    }
+
+    /// What to do next; `None` when there is nothing left.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) if nothing happens before, and what is
+    /// waited for.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, Why)> {
+        match self.phase {
+            Phase::Open => [
+                Some((self.expires, Why::Expiry)),
+                self.link.until().map(|at| (at, Why::Detached)),
+                self.patient_until.zip(self.told.and_then(reason_to_wait)),
+            ]
+            .into_iter()
+            .flatten()
+            .min_by_key(|(at, _)| *at),
+            Phase::Leaving { until, .. } => Some((until, Why::Close)),
+            Phase::Closed(_) => None,
+        }
+    }
+
+    /// Acts on every deadline that has passed by `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        match self.phase {
+            Phase::Open if is_past(Some(self.expires)) => self.leave(CloseReason::Expired, now),
+            Phase::Open if is_past(self.link.until()) => self.leave(CloseReason::Detached, now),
+            Phase::Open if is_past(self.patient_until) => match self.told {
+                Some(PauseReason::Unpaid) => self.leave(CloseReason::Unpaid, now),
+                Some(PauseReason::AwaitingReceipt) => self.leave(CloseReason::MeterDispute, now),
+                Some(PauseReason::QuotaSpent) => self.leave(CloseReason::Completed, now),
+                Some(
+                    PauseReason::WaitingForConfirmation
+                    | PauseReason::SellerPaused
+                    | PauseReason::Detached,
+                )
+                | None => self.patient_until = None,
+            },
+            Phase::Leaving { reason, until } if until <= now => {
+                self.finish(reason, Signatures::OneSided);
+            }
+            Phase::Open | Phase::Leaving { .. } | Phase::Closed(_) => {}
+        }
+        self.update(now);
+    }
+
+    fn on_detached(&mut self, now: Instant) {
+        self.link = self.link.broken(now, self.patience.detached);
+        if matches!(self.phase, Phase::Open) {
+            self.gate
+                .set(self.own.total(), Bytes::ZERO, [], &mut self.outputs);
+        }
+    }
+
+    fn on_message(&mut self, message: SignedMessage) {
+        if message.signer() != self.lease.buyer() {
+            return self.fault(Fault::WrongSigner);
+        }
+        if message.content().lease != self.lease.id() {
+            return self.fault(Fault::WrongLease);
+        }
+        let body = message.content().body.clone();
+        if let Phase::Closed(ending) = self.phase {
+            if let Body::Attach(_) | Body::Close(_) = body {
+                self.say_closed(ending.reason);
+            }
+            return;
+        }
+        match (body, self.link) {
+            (Body::Close(end), _) => self.on_close(&end, message),
+            (Body::Attach(receipt), Link::Greeting { .. }) => self.on_attach(receipt, message),
+            (Body::Receipt(receipt), Link::Attached) => match self.accept(receipt, message) {
+                Ok(()) => self.countersign(),
+                Err(fault) => self.fault(fault),
+            },
+            (Body::Extend(wish), Link::Attached) => self.on_extend(wish, &message),
+            _ => self.fault(Fault::OutOfPlace),
+        }
+    }
+
+    /// Takes the session up on a new connection. Its receipt may be old (a buyer restored from an old
+    /// disk): the answer tells it so, with its own signature as proof.
+    fn on_attach(&mut self, receipt: Receipt, message: SignedMessage) {
+        let is_taken = self.accept(receipt, message).is_ok();
+        self.link = Link::Attached;
+        if let Phase::Leaving { reason, .. } = self.phase {
+            return self.send(Body::Leave(reason));
+        }
+        if let Some(held) = &self.held {
+            self.own = self.own.raised_to(held.receipt.reading);
+        }
+        // Whatever holds delivery back is said anew, for the buyer that has just come.
+        self.told = Some(PauseReason::Detached);
+        self.send(Body::Attached(Standing {
+            extension: self.granted,
+            paid: self.credit.paid(),
+            latest: self
+                .held
+                .as_ref()
+                .map(|held| ByteBuf::from(held.message.as_bytes())),
+        }));
+        if is_taken {
+            self.countersign();
+        }
+        self.gate.start(self.own, &mut self.outputs);
+    }
+
+    /// Takes a receipt as the buyer's last word, durably.
+    fn accept(&mut self, receipt: Receipt, message: SignedMessage) -> Result<(), Fault> {
+        let total = receipt.reading.total();
+        if total > self.credit.quota() || self.credit.cost(total) != Some(receipt.billed) {
+            return Err(Fault::WrongCost);
+        }
+        if let Some(Held { receipt: last, .. }) = self.held {
+            if receipt == last {
+                return Ok(());
+            }
+            if receipt.seq <= last.seq || !receipt.reading.covers(last.reading) {
+                return Err(Fault::Decreasing);
+            }
+        }
+        self.persist(Fact::Receipted(Receipted {
+            message: ByteBuf::from(message.as_bytes()),
+            own: self.own,
+        }));
+        self.held = Some(Held { receipt, message });
+        Ok(())
+    }
+
+    fn countersign(&mut self) {
+        if let Some(receipt) = self.countersigned() {
+            self.send(Body::Countersigned(receipt));
+            self.notify(Event::Receipted(receipt));
+        }
+    }
+
+    /// The receipt held, with this side's word on what was paid.
+    fn countersigned(&self) -> Option<Receipt> {
+        let held = self.held.as_ref()?;
+        Some(Receipt {
+            paid: self.credit.paid(),
+            ..held.receipt
+        })
+    }
+
+    fn on_extend(&mut self, wish: Extension, message: &SignedMessage) {
+        if wish == self.granted {
+            return self.send(Body::Extended(wish));
+        }
+        let is_fine = matches!(self.phase, Phase::Open)
+            && wish.seq > self.granted.seq
+            && wish.quota > self.credit.quota()
+            && wish.quota <= self.lease.max_quota();
+        if !is_fine {
+            return self.send(Body::ExtendRefused(wish));
+        }
+        self.persist(Fact::Extended(ByteBuf::from(message.as_bytes())));
+        self.grant(wish);
+        self.send(Body::Extended(wish));
+        self.notify(Event::Extended { quota: wish.quota });
+    }
+
+    fn grant(&mut self, extension: Extension) {
+        if extension.seq > self.granted.seq {
+            self.granted = extension;
+            self.credit.extend(extension.quota);
+        }
+    }
+
+    /// The buyer ends it. A final receipt that does not hold leaves the last one that did.
+    fn on_close(&mut self, end: &Final, message: SignedMessage) {
+        let taken = match end.receipt {
+            Some(receipt) => self.accept(receipt, message),
+            None => Err(Fault::OutOfPlace),
+        };
+        if let Err(fault) = taken {
+            self.fault(fault);
+        }
+        let reason = match self.phase {
+            Phase::Open => {
+                self.outputs.push_back(Output::Stop);
+                end.reason
+            }
+            Phase::Leaving { reason, .. } => reason,
+            Phase::Closed(_) => return,
+        };
+        let signatures = match taken {
+            Ok(()) => Signatures::Both,
+            Err(_) => Signatures::OneSided,
+        };
+        self.finish(reason, signatures);
+    }
+
+    fn leave(&mut self, reason: CloseReason, now: Instant) {
+        if !matches!(self.phase, Phase::Open) {
+            return;
+        }
+        self.told = None;
+        self.patient_until = None;
+        self.outputs.push_back(Output::Stop);
+        if let Link::Detached { .. } = self.link {
+            return self.finish(reason, Signatures::OneSided);
+        }
+        self.persist(Fact::Closing(reason));
+        self.phase = Phase::Leaving {
+            reason,
+            until: deadline(now, self.patience.close),
+        };
+        self.send(Body::Leave(reason));
+    }
+
+    fn finish(&mut self, reason: CloseReason, signatures: Signatures) {
+        let receipt = self.countersigned();
+        let ending = Ending {
+            reason,
+            receipt,
+            signatures,
+        };
+        self.told = None;
+        self.patient_until = None;
+        self.phase = Phase::Closed(ending);
+        self.persist(Fact::Closed(Closed {
+            reason,
+            signatures,
+            receipt,
+        }));
+        self.say_closed(reason);
+        self.notify(Event::Closed(ending));
+    }
+
+    fn say_closed(&mut self, reason: CloseReason) {
+        if let Link::Detached { .. } = self.link {
+            return;
+        }
+        let receipt = match self.phase {
+            Phase::Closed(ending) => ending.receipt,
+            Phase::Open | Phase::Leaving { .. } => None,
+        };
+        self.send(Body::Closed(Final { reason, receipt }));
+    }
+
+    fn update(&mut self, now: Instant) {
+        if self.faults >= MAX_FAULTS {
+            self.leave(CloseReason::Violation, now);
+        }
+        if !matches!(self.phase, Phase::Open) {
+            return;
+        }
+        if self.link == Link::Attached {
+            let limit = match self.operator {
+                Operator::Serves => self.credit.seller_limit(self.signed()),
+                Operator::Pauses => Bytes::ZERO,
+            };
+            let total = self.own.total();
+            // Heard of now and then, so that the meter's count is known when a receipt is written down.
+            let now_and_then = total.saturating_add(self.credit.receipt_step());
+            self.gate
+                .set(total, limit, [now_and_then], &mut self.outputs);
+        }
+        self.tell(now);
+    }
+
+    fn signed(&self) -> Bytes {
+        self.held
+            .as_ref()
+            .map_or(Bytes::ZERO, |held| held.receipt.reading.total())
+    }
+
+    fn standing(&self) -> Option<PauseReason> {
+        let (own, signed) = (self.own.total(), self.signed());
+        if self.link != Link::Attached {
+            Some(PauseReason::Detached)
+        } else if self.operator == Operator::Pauses {
+            Some(PauseReason::SellerPaused)
+        } else if own.max(signed) >= self.credit.quota() {
+            Some(PauseReason::QuotaSpent)
+        } else if own >= self.credit.buyer_limit() {
+            Some(if self.deferred > self.credit.paid() {
+                PauseReason::WaitingForConfirmation
+            } else {
+                PauseReason::Unpaid
+            })
+        } else if own >= self.credit.signed_limit(signed) {
+            Some(PauseReason::AwaitingReceipt)
+        } else {
+            None
+        }
+    }
+
+    fn tell(&mut self, now: Instant) {
+        let standing = self.standing();
+        if standing == self.told {
+            return;
+        }
+        self.told = standing;
+        self.patient_until = standing
+            .and_then(reason_to_wait)
+            .map(|why| deadline(now, self.patience_for(why)));
+        if self.link == Link::Attached {
+            self.send(standing.map_or(Body::Resume, Body::Pause));
+        }
+        self.notify(standing.map_or(Event::Resumed, Event::Paused));
+    }
+
+    const fn patience_for(&self, why: Why) -> std::time::Duration {
+        match why {
+            Why::Receipt => self.patience.receipt,
+            Why::Quota => self.patience.quota,
+            _ => self.patience.unpaid,
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        self.faults = self.faults.saturating_add(1);
+        self.notify(Event::Ignored(fault));
+    }
+
+    fn notify(&mut self, event: Event) {
+        self.outputs.push_back(Output::Notify(event));
+    }
+
+    fn persist(&mut self, fact: Fact) {
+        let lease = self.lease.id();
+        self.outputs
+            .push_back(Output::Persist(Record { lease, fact }));
+    }
+
+    fn send(&mut self, body: Body) {
+        let lease = self.lease.id();
+        self.outputs
+            .push_back(Output::Send(Message { lease, body }));
+    }
+}
+
+/// What the buyer owes while delivery is held back for this reason; `None` if it owes nothing.
+const fn reason_to_wait(reason: PauseReason) -> Option<Why> {
+    match reason {
+        PauseReason::Unpaid => Some(Why::Unpaid),
+        PauseReason::AwaitingReceipt => Some(Why::Receipt),
+        PauseReason::QuotaSpent => Some(Why::Quota),
+        PauseReason::WaitingForConfirmation | PauseReason::SellerPaused | PauseReason::Detached => {
+            None
+        }
+    }
+}
