@@ -225,6 +225,11 @@ impl<T> Signed<T> {
         Sha256::digest(&self.bytes).into()
     }
 
+    /// Takes content, signer and bytes apart.
+    pub(crate) fn into_parts(self) -> (T, NodeId, Arc<[u8]>) {
+        (self.content, self.signer, self.bytes)
+    }
+
     /// Takes the content and gives up the proof.
     pub fn into_content(self) -> T {
         self.content

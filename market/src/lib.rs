@@ -4,10 +4,12 @@
 //! each noun and the next consumes it. Nothing here reads a clock, a socket, a disk or a random
 //! number: time and facts come in as inputs, what to do comes out as outputs.
 
+pub mod book;
 pub mod envelope;
 pub mod id;
 pub mod identity;
 pub mod lease;
+pub mod matching;
 pub mod negotiation;
 pub mod offer;
 pub mod pricing;
