@@ -5,3 +5,4 @@ pub mod control;
 pub mod mesh;
 pub mod paths;
 pub mod protocol;
+pub mod tunnel;

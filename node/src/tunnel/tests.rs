@@ -1,0 +1,4 @@
+//! Both ends of a tunnel in one process, joined by in-memory lanes.
+
+mod fixture;
+mod transfer;
