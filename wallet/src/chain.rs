@@ -3,7 +3,8 @@
 //! # The contract between a source and who listens to it
 //!
 //! One thread owns the [`ChainSource`] and calls [`ChainSource::poll`]. Every event it returns is
-//! given to every listener ([`Wallet::apply`](crate::onchain::Wallet::apply) and the watcher), in order, before the next call. A call returns at
+//! given to every listener ([`Wallet::apply`](crate::onchain::Wallet::apply) and
+//! [`Watcher::apply`](watch::Watcher::apply)), in order, before the next call. A call returns at
 //! most one block, so that the first sync of years of chain needs the memory of one block. An
 //! empty answer means there is nothing more to tell now: wait a little and ask again.
 //!
@@ -37,6 +38,7 @@ use thiserror::Error;
 pub use bdk_wallet::chain::BlockId;
 
 pub mod bitcoind;
+pub mod watch;
 
 /// What happened on the chain. See the [module](self) for order and guarantees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +79,27 @@ pub struct Start {
     /// Unconfirmed transactions the listeners believe in. Those that are not in the mempool when
     /// the source has caught up are reported as evicted.
     pub unconfirmed: Vec<Txid>,
+}
+
+impl Start {
+    /// A start that serves the listeners of both: from the lower of the two.
+    pub fn join(self, other: Self) -> Self {
+        let height = |start: &Self| start.locator.iter().map(|block| block.height).max();
+        let (lower, higher) = if height(&self) <= height(&other) {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        let mut unconfirmed = lower.unconfirmed;
+        unconfirmed.extend(higher.unconfirmed);
+        unconfirmed.sort_unstable();
+        unconfirmed.dedup();
+        Self {
+            locator: lower.locator,
+            floor: lower.floor.min(higher.floor),
+            unconfirmed,
+        }
+    }
 }
 
 /// The end of the best chain, as far as the source knows.
@@ -250,6 +273,15 @@ pub trait ChainSource: Send {
 
     /// Starts over from `start`, for instance when a listener with an older height joins.
     fn restart(&mut self, start: Start);
+
+    /// Tells again, as `seen`, whichever of these transactions, and of the transactions that spend
+    /// these outputs, are in the mempool: for a listener that was not listening for them when they
+    /// were told. What is not there is not told, and no error.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if the node could not be asked; nothing changed then.
+    fn look_again(&mut self, txids: &[Txid], spent: &[OutPoint]) -> Result<(), ChainError>;
 
     /// Hands a transaction to the network. Idempotent: a transaction that is in the mempool or in
     /// the chain already is a success.

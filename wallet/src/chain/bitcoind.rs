@@ -158,6 +158,28 @@ impl ChainSource for Bitcoind {
         self.follower = Follower::new(start);
     }
 
+    fn look_again(&mut self, txids: &[Txid], spent: &[OutPoint]) -> Result<(), ChainError> {
+        #[derive(Deserialize)]
+        struct Spender {
+            spendingtxid: Option<Txid>,
+        }
+        let mut again = txids.to_vec();
+        if !spent.is_empty() {
+            let outputs: Vec<_> = spent
+                .iter()
+                .map(|outpoint| json!({ "txid": outpoint.txid, "vout": outpoint.vout }))
+                .collect();
+            let spenders: Vec<Spender> = ask(&self.rpc, "gettxspendingprevout", json!([outputs]))?;
+            again.extend(
+                spenders
+                    .into_iter()
+                    .filter_map(|spender| spender.spendingtxid),
+            );
+        }
+        self.follower.look_again(&again);
+        Ok(())
+    }
+
     fn broadcast(&self, transaction: &Transaction) -> Result<Accepted, BroadcastError> {
         self.send(transaction)
     }

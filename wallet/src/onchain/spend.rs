@@ -234,12 +234,12 @@ impl Wallet {
         script: &Script,
         capacity: Amount,
         feerate: FeeRate,
-    ) -> Result<Transaction, SpendError> {
+    ) -> Result<(Transaction, Preview), SpendError> {
         let built = self.build(script, Value::Exact(capacity), feerate, Kind::Funding)?;
         self.reveal_change(built.change_index);
         self.write(Flush::Now)?;
         self.reserve(&built.transaction);
-        Ok(built.transaction)
+        Ok((built.transaction, built.preview))
     }
 
     /// What [`fund`](Self::fund) would cost now. Changes nothing.

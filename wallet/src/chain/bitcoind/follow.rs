@@ -94,6 +94,17 @@ impl Follower {
         }
     }
 
+    /// Forgets that these transactions were told, so that they are told again if they are there.
+    pub(super) fn look_again(&mut self, txids: &[Txid]) {
+        for txid in txids {
+            // If it is gone by now, that has to be told as well.
+            if self.mempool.told.remove(txid) {
+                self.mempool.believed.insert(*txid);
+            }
+        }
+        self.mempool.rest = 0;
+    }
+
     /// Takes one step: leave blocks that left the chain, or else take the next block, or else look
     /// at the mempool.
     pub(super) fn step(&mut self, rpc: &Rpc, now: u64) -> Result<Vec<ChainEvent>, ChainError> {
