@@ -5,4 +5,6 @@ pub mod control;
 pub mod mesh;
 pub mod paths;
 pub mod protocol;
+pub mod settings;
 pub mod tunnel;
+pub mod words;

@@ -5,7 +5,7 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -164,32 +164,6 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Writes a new file of `mode` that is either there in full or not at all, even if the machine
-/// loses power.
-///
-/// # Errors
-///
-/// [`io::ErrorKind::AlreadyExists`] if there is a file of that name: nothing is ever overwritten.
-/// After any error no file of that name was made.
-pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let draft = path.with_extension(format!("draft-{}", std::process::id()));
-    let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&draft)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        // A hard link, unlike a rename, fails if the name is taken.
-        fs::hard_link(&draft, path)
-    })();
-    let _ = fs::remove_file(&draft);
-    written?;
-    File::open(parent)?.sync_all()
-}
-
 /// Why a data directory could not be locked.
 #[derive(Debug, Error)]
 pub enum LockError {
@@ -271,7 +245,7 @@ impl Lock {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 
@@ -282,10 +256,6 @@ mod tests {
                 .find(|(key, _)| *key == name)
                 .map(|(_, value)| OsString::from(value))
         })
-    }
-
-    fn mode(path: &Path) -> u32 {
-        fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
     #[test]
@@ -381,22 +351,15 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_written_once_for_the_owner_only() {
+    fn folders_are_made_for_their_owner_only() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("a/b");
         create_private_dir(&inner).unwrap();
-        assert_eq!(mode(&inner), 0o700);
-
-        let file = inner.join("words.txt");
-        write_new(&file, b"first", 0o400).unwrap();
-        assert_eq!(mode(&file), 0o400);
-        let again = write_new(&file, b"second", 0o400).unwrap_err();
-        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&file).unwrap(), b"first");
-        assert_eq!(
-            fs::read_dir(&inner).unwrap().count(),
-            1,
-            "no draft is left behind"
-        );
+        for path in [&inner, inner.parent().unwrap()] {
+            assert_eq!(
+                fs::metadata(path).unwrap().permissions().mode() & 0o777,
+                0o700
+            );
+        }
     }
 }

@@ -147,7 +147,7 @@ pub enum PeerDirection {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AddPeer {
-    /// Multiaddr with the peer's id at its end: `/ip4/192.0.2.7/udp/4780/quic-v1/p2p/12D3KooW…`.
+    /// Multiaddr with the peer's id at its end: `/ip4/192.0.2.7/udp/6366/quic-v1/p2p/12D3KooW…`.
     pub address: String,
 }
 
@@ -252,12 +252,14 @@ pub struct ConfigChange {
 #[serde(deny_unknown_fields)]
 pub struct Shutdown {}
 
-/// The daemon is stopping. It has stopped when its socket is gone.
+/// The daemon is stopping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Stopping {
     /// Process id of the daemon.
     pub pid: u32,
+    /// Its data directory, whose lock is free once the daemon has ended.
+    pub datadir: String,
     /// How many leases are being closed first.
     pub closing_leases: u32,
 }
