@@ -5,6 +5,7 @@
 //! - [`web`] serves files whose content is known beforehand, and [`download`] checks what arrives of
 //!   them through a buyer's proxy.
 //! - [`network`] runs nodes on that chain.
+//! - [`demo`] shows the main job on such a network, and checks its accounts.
 //! - [`process`] starts every child so that none outlives the process that started it.
 //!
 //! Nothing here is a mock, and nothing here needs root unless a network is asked for with a
@@ -12,6 +13,7 @@
 
 pub mod bitcoind;
 pub mod chain;
+pub mod demo;
 pub mod download;
 pub mod network;
 pub mod process;

@@ -9,6 +9,7 @@
 //! beforehand. With [`Plan::namespaces`] each node is a host of its own on one local network, and has
 //! to find the others by itself.
 
+mod detached;
 mod namespaces;
 mod node;
 mod ports;
@@ -23,10 +24,11 @@ use std::{
 };
 
 use bitcoin::Amount;
-use bitmesh_node::control::api::{GetBalance, ListOffers};
+use bitmesh_node::control::api::{self, GetBalance, GetChain, ListOffers};
 use thiserror::Error;
 
 pub use self::{
+    detached::up_detached,
     namespaces::NamespaceError,
     node::{Node, NodeError, NodeSpec, Role},
     state::{ChainState, DEFAULT_NAME, NodeState, State},
@@ -114,6 +116,9 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
+    /// The process that was to hold the network ended. Says what it wrote last.
+    #[error("the network did not come up: {0}")]
+    Ended(String),
     /// A node did not do what it was asked.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -371,9 +376,8 @@ impl Network {
         .await?;
         for (node, amount) in nodes {
             let what = format!("{amount} to be confirmed");
-            let enough = |balance: bitmesh_node::control::api::Balance| {
-                (balance.confirmed_sat >= amount.to_sat()).then_some(())
-            };
+            let enough =
+                |balance: api::Balance| (balance.confirmed_sat >= amount.to_sat()).then_some(());
             node.until(SEEN, &what, GetBalance {}, enough).await?;
         }
         Ok(())
@@ -390,7 +394,7 @@ impl Network {
         }
         progress("waiting for the offers to spread");
         for (buyer, _) in self.buyers() {
-            let all_seen = |offers: bitmesh_node::control::api::Offers| {
+            let all_seen = |offers: api::Offers| {
                 let seen = |id: &&str| offers.offers.iter().any(|offer| offer.seller == **id);
                 sellers.iter().all(seen).then_some(())
             };
@@ -404,6 +408,19 @@ impl Network {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Waits until a node has seen the best block.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it has not within a minute.
+    pub async fn until_seen(&self, node: &Node) -> Result<(), NetworkError> {
+        let height = self.chain().height()?;
+        let seen = |chain: api::Chain| (chain.height >= height).then_some(());
+        Ok(node
+            .until(SEEN, &format!("block {height}"), GetChain {}, seen)
+            .await?)
     }
 
     /// Its name.

@@ -14,7 +14,7 @@ use bitmesh_node::control::api::{
 };
 use bitmesh_testnet::{
     download::{Download, Downloaded},
-    network::{Network, Node, NodeSpec, Plan},
+    network::{Network, NodeSpec, Plan},
     process::last_lines,
     web::Content,
 };
@@ -232,21 +232,11 @@ impl World {
     ///
     /// As [`mine`](Self::mine).
     pub async fn until_all_see_the_chain(&self) {
-        let height = self
-            .chain()
-            .height()
-            .unwrap_or_else(|error| panic!("{error}"));
         for node in self.nodes() {
-            self.until_node_sees(node, height).await;
+            self.until_seen(node)
+                .await
+                .unwrap_or_else(|error| panic!("{error}"));
         }
-    }
-
-    async fn until_node_sees(&self, node: &Node, height: u32) {
-        use bitmesh_node::control::api::{Chain, GetChain};
-        let what = format!("block {height}");
-        let seen = |chain: Chain| (chain.height >= height).then_some(());
-        let seen = node.until(PATIENCE, &what, GetChain {}, seen).await;
-        seen.unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Ends the network in order, as a test that has succeeded does.

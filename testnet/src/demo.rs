@@ -1,0 +1,483 @@
+//! The main job from end to end, shown on real parts.
+//!
+//! Three sellers at different prices, one buyer, and a local web server as the internet. The buyer
+//! takes the cheapest, opens a channel, and downloads files until its prepaid quota is used up; it
+//! tops up, goes on without loss, and closes; the seller settles on chain. Then every figure that a
+//! side counted, paid or received is compared with the other side's and with the chain's.
+//!
+//! Everything is asked for through the daemons' control API, as a person would by the command line.
+
+mod books;
+mod report;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use bitcoin::{Amount, OutPoint, Txid};
+use bitmesh_node::control::api::{
+    Balance, Buy, Channel, ChannelState, Channels, CloseChannel, CloseLease, ExtendLease,
+    GetBalance, GetEarnings, Lease, LeaseState, ListChannels, ListOffers, ShowLease,
+};
+use thiserror::Error;
+
+pub use self::{
+    books::{Books, ChannelBook, Discrepancy, LeaseBook, Side, WalletBook},
+    report::{FileReport, Report},
+};
+use crate::{
+    bitcoind::Bitcoind,
+    chain::{Chain, ChainError},
+    download::{Download, Downloaded, TransferError},
+    network::{Network, NetworkError, Node, NodeError, NodeSpec, Plan},
+    wait::TimedOut,
+    web::Content,
+};
+
+/// The sellers and their prices in msat per GB: some hundred times those of a real market, so that
+/// payments show in so few bytes.
+const SELLERS: [(&str, u64); 3] = [
+    ("alice", 20_000_000),
+    ("bob", 25_000_000),
+    ("carol", 30_000_000),
+];
+
+/// The rate of a lease. It sets the credit window, one second of it.
+const RATE: &str = "160 Mbit/s";
+
+/// The buyer.
+const BUYER: &str = "dave";
+
+/// What the buyer starts with.
+const FUNDS: Amount = Amount::from_sat(1_000_000);
+
+/// The lengths of the files, the last of which is longer than the first quota.
+const FILES: [u64; 3] = [1, 1 << 20, 100 << 20];
+
+/// What is bought first, and what is added once that is used up.
+const QUOTA: u64 = 64_000_000;
+
+/// How often more quota is added at most.
+const TOP_UPS: u32 = 4;
+
+/// How long each step may take. Only a fault takes that long, or a very slow machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many blocks make a settlement final.
+const FINAL: u32 = 6;
+
+/// A step of the demonstration did not succeed.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// The network did not come up or did not do what it was asked.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A node did not do what it was asked.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The chain did not do what it was asked.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A file did not arrive as it was sent.
+    #[error("a file of {length} bytes: {source}")]
+    Transfer {
+        /// Its length.
+        length: u64,
+        /// What went wrong.
+        source: TransferError,
+    },
+    /// A step took too long.
+    #[error(transparent)]
+    Late(#[from] TimedOut),
+    /// A node's answer lacks something that it should have.
+    #[error("{node} does not say {what}")]
+    Missing {
+        /// The node.
+        node: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A file arrived although what was paid for does not cover it.
+    #[error("a file of {length} bytes arrived on a quota of {quota}")]
+    Unpaid {
+        /// The length of the file.
+        length: u64,
+        /// The quota.
+        quota: u64,
+    },
+}
+
+/// Runs the demonstration with the program `bitmesh` and returns what it found.
+///
+/// `progress` is told, one sentence at a time, what happens. Nothing is left running afterwards,
+/// whatever comes of it.
+///
+/// # Errors
+///
+/// Returns the first step that failed. Books that do not add up are no error: the report says so.
+pub async fn run(
+    bitmesh: impl Into<PathBuf>,
+    bitcoind: Bitcoind,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Report, DemoError> {
+    let name = format!("demo-{}", std::process::id());
+    let mut plan = Plan::new(&name, bitmesh, bitcoind);
+    for (seller, price) in SELLERS {
+        plan = plan.with(NodeSpec::seller(seller, price).set("sell.rate", RATE));
+    }
+    let network = Network::up(plan.with(NodeSpec::buyer(BUYER, FUNDS)), progress).await?;
+    let report = Demo {
+        network: &network,
+        progress,
+    }
+    .run()
+    .await;
+    network.down().await;
+    report
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "measures what a person would wait for"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+struct Demo<'a> {
+    network: &'a Network,
+    progress: &'a mut dyn FnMut(&str),
+}
+
+impl<'a> Demo<'a> {
+    async fn run(mut self) -> Result<Report, DemoError> {
+        let start = now();
+        let network = self.network;
+        let buyer = network.node(BUYER);
+        let before = balances(network).await?;
+        self.show_offers(buyer).await?;
+
+        let (lease, seller, buy_took) = self.buy(buyer).await?;
+        // As in life: a block comes while the lease is used, and the seller trusts the channel with
+        // more from then on.
+        network.chain().mine(1)?;
+        let (files, pauses) = self.download_all(buyer, seller, &lease.id).await?;
+
+        buyer
+            .ask(CloseLease {
+                lease: lease.id.clone(),
+            })
+            .await?;
+        let bought = until_state(buyer, &lease.id, LeaseState::Closed).await?;
+        let sold = until_state(seller, &lease.id, LeaseState::Closed).await?;
+        self.say("closed the lease with a last receipt");
+
+        let channel = bought
+            .channel
+            .clone()
+            .ok_or_else(|| missing(buyer, "which channel paid"))?;
+        let close = CloseChannel {
+            channel: channel.clone(),
+            feerate_sat_per_kvb: None,
+            dry_run: false,
+        };
+        seller.ask(close).await?;
+        network.chain().mine(FINAL)?;
+        let paying = until_settled(buyer, &channel).await?;
+        let paid = until_settled(seller, &channel).await?;
+        self.say(&format!(
+            "{} settled on chain, {FINAL} blocks deep",
+            seller.name()
+        ));
+
+        let delivered = files.iter().map(|file| file.bytes).sum();
+        let books = Books {
+            leases: vec![lease_book(buyer, seller, &bought, &sold, delivered)?],
+            channels: vec![channel_book(network.chain(), buyer, seller, &paying, &paid).await?],
+            wallets: wallets(network, &before).await?,
+        };
+        Ok(Report::new(books, files, pauses, buy_took, now() - start))
+    }
+
+    fn say(&mut self, what: &str) {
+        (self.progress)(what);
+    }
+
+    async fn show_offers(&mut self, buyer: &Node) -> Result<(), DemoError> {
+        let offers = buyer.ask(ListOffers::default()).await?.offers;
+        let prices: Vec<_> = offers
+            .iter()
+            .map(|offer| (offer.price_msat_per_gb / 1_000).to_string())
+            .collect();
+        self.say(&format!(
+            "{BUYER} sees {} offers: {} sat/GB",
+            offers.len(),
+            prices.join(", ")
+        ));
+        Ok(())
+    }
+
+    /// Buys the first quota and returns the lease, its seller, and how long that took.
+    async fn buy(&mut self, buyer: &Node) -> Result<(Lease, &'a Node, Duration), DemoError> {
+        let start = now();
+        let dearest = SELLERS.map(|(_, price)| price).into_iter().max();
+        let request = Buy {
+            bytes: Some(QUOTA),
+            max_price_msat_per_gb: dearest,
+            ..Buy::default()
+        };
+        let purchase = buyer.ask(request).await?;
+        let took = now() - start;
+        let lease = purchase
+            .lease
+            .ok_or_else(|| missing(buyer, "which lease it bought"))?;
+        let seller = self
+            .network
+            .nodes()
+            .iter()
+            .find(|node| node.id() == lease.peer);
+        let seller = seller.ok_or_else(|| missing(buyer, "of whom it bought"))?;
+        self.say(&format!(
+            "{BUYER} bought {} MB of {} at {} sat/GB, prepaid, in {} ms; the channel holds {} sat",
+            QUOTA / 1_000_000,
+            seller.name(),
+            lease.price_msat_per_gb / 1_000,
+            took.as_millis(),
+            purchase.cost.capacity_sat,
+        ));
+        Ok((lease, seller, took))
+    }
+
+    /// Downloads each file, and tops up whenever the quota is used up. Returns how often that was.
+    async fn download_all(
+        &mut self,
+        buyer: &Node,
+        seller: &Node,
+        lease: &str,
+    ) -> Result<(Vec<FileReport>, u32), DemoError> {
+        let (mut files, mut pauses, mut total) = (Vec::new(), 0, 0);
+        for (seed, length) in (1..).zip(FILES) {
+            let content = Content { length, seed };
+            let download = Download::start(buyer.proxy(), self.network.web().address(), content, 0);
+            while let Some(received) = until_over_or_paused(buyer, lease, &download).await? {
+                pauses += 1;
+                if pauses > TOP_UPS {
+                    return Err(missing(buyer, "that the quota it added is there"));
+                }
+                until_state(seller, lease, LeaseState::Paused).await?;
+                self.say(&format!(
+                    "the quota is used up, {} of {length} bytes in: both sides have paused; {BUYER} tops up {} MB",
+                    received,
+                    QUOTA / 1_000_000,
+                ));
+                buyer
+                    .ask(ExtendLease {
+                        lease: lease.to_owned(),
+                        bytes: QUOTA,
+                    })
+                    .await?;
+                until_state(buyer, lease, LeaseState::Active).await?;
+            }
+            let done = finish(download, length).await?;
+            total += done.length;
+            let quota = QUOTA * u64::from(pauses + 1);
+            if total > quota {
+                return Err(DemoError::Unpaid {
+                    length: total,
+                    quota,
+                });
+            }
+            let sha256 = done
+                .sha256
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>();
+            let took_ms = u64::try_from(done.took.as_millis()).unwrap_or(u64::MAX);
+            self.say(&format!(
+                "downloaded {length} bytes in {took_ms} ms, SHA-256 {sha256:.16}… is right"
+            ));
+            files.push(FileReport {
+                bytes: length,
+                sha256,
+                took_ms,
+            });
+        }
+        Ok((files, pauses))
+    }
+}
+
+fn missing(node: &Node, what: &'static str) -> DemoError {
+    DemoError::Missing {
+        node: node.name().to_owned(),
+        what,
+    }
+}
+
+/// Waits until a download has ended, or else returns how much of it had come when its lease paused.
+async fn until_over_or_paused(
+    buyer: &Node,
+    lease: &str,
+    download: &Download,
+) -> Result<Option<u64>, DemoError> {
+    let request = ShowLease {
+        lease: lease.to_owned(),
+    };
+    let seen = buyer.until(
+        PATIENCE,
+        "a download to end or its lease to pause",
+        request,
+        |lease| {
+            match lease.state {
+                _ if download.is_over() => Some(None),
+                LeaseState::Paused => Some(Some(download.received())),
+                // Without a lease nothing comes: the download shows why.
+                LeaseState::Closed => Some(None),
+                LeaseState::Opening
+                | LeaseState::Active
+                | LeaseState::Detached
+                | LeaseState::Closing => None,
+            }
+        },
+    );
+    Ok(seen.await?)
+}
+
+async fn finish(download: Download, length: u64) -> Result<Downloaded, DemoError> {
+    let late = TimedOut {
+        what: format!("the end of a file of {length} bytes"),
+        within: PATIENCE,
+    };
+    let ended = tokio::time::timeout(PATIENCE, download.finish())
+        .await
+        .map_err(|_| late)?;
+    ended.map_err(|source| DemoError::Transfer { length, source })
+}
+
+async fn until_state(node: &Node, lease: &str, state: LeaseState) -> Result<Lease, NodeError> {
+    let request = ShowLease {
+        lease: lease.to_owned(),
+    };
+    let what = format!("lease {lease:.8} to be {state:?}");
+    node.until(PATIENCE, &what, request, |lease| {
+        (lease.state == state).then_some(lease)
+    })
+    .await
+}
+
+async fn until_settled(node: &Node, channel: &str) -> Result<Channel, NodeError> {
+    let what = format!("channel {channel:.8} to be settled");
+    let settled = |answer: Channels| {
+        let mut channels = answer.channels.into_iter();
+        channels.find(|it| it.id == channel && it.state == ChannelState::Closed)
+    };
+    node.until(PATIENCE, &what, ListChannels { all: true }, settled)
+        .await
+}
+
+fn side(node: &Node, lease: &Lease) -> Result<Side, DemoError> {
+    let receipt = lease
+        .receipt
+        .ok_or_else(|| missing(node, "what was signed at last"))?;
+    Ok(Side {
+        counted_bytes: lease.reading.up_bytes + lease.reading.down_bytes,
+        signed_bytes: receipt.reading.up_bytes + receipt.reading.down_bytes,
+        billed_msat: receipt.billed_msat,
+        paid_msat: receipt.paid_msat,
+        cosigned: receipt.cosigned,
+    })
+}
+
+fn lease_book(
+    buyer: &Node,
+    seller: &Node,
+    bought: &Lease,
+    sold: &Lease,
+    delivered_bytes: u64,
+) -> Result<LeaseBook, DemoError> {
+    Ok(LeaseBook {
+        lease: bought.id.clone(),
+        channel: bought.channel.clone().unwrap_or_default(),
+        buyer: buyer.name().to_owned(),
+        seller: seller.name().to_owned(),
+        price_msat_per_gb: bought.price_msat_per_gb,
+        quota_bytes: bought.quota_bytes,
+        window_bytes: bought.window_bytes,
+        delivered_bytes,
+        bought: side(buyer, bought)?,
+        sold: side(seller, sold)?,
+    })
+}
+
+async fn channel_book(
+    chain: &Chain,
+    payer: &Node,
+    payee: &Node,
+    paying: &Channel,
+    paid: &Channel,
+) -> Result<ChannelBook, DemoError> {
+    let funding = paying
+        .funding
+        .as_deref()
+        .and_then(|text| text.parse::<OutPoint>().ok());
+    let funding = funding.ok_or_else(|| missing(payer, "what funds its channel"))?;
+    let closing = paid
+        .closing_txid
+        .as_deref()
+        .and_then(|text| text.parse::<Txid>().ok());
+    let closing = closing.ok_or_else(|| missing(payee, "what closed its channel"))?;
+    let funded = chain
+        .transaction(funding.txid)?
+        .output
+        .get(funding.vout as usize)
+        .map(|it| it.value);
+    let closed = chain
+        .transaction(closing)?
+        .output
+        .iter()
+        .map(|it| it.value.to_sat())
+        .collect();
+    let earned = payee.ask(GetEarnings { since_s: None }).await?.channels;
+    let earned = earned.into_iter().find(|it| it.channel == paid.id);
+    let earned = earned.ok_or_else(|| missing(payee, "what it earned by its channel"))?;
+    Ok(ChannelBook {
+        channel: paid.id.clone(),
+        payer: payer.name().to_owned(),
+        payee: payee.name().to_owned(),
+        capacity_sat: paying.capacity_sat,
+        paid_sat: paying.paid_sat,
+        taken_sat: paid.paid_sat,
+        credit_msat: paying.credit_msat,
+        received_sat: earned.received_sat,
+        told_fees_sat: [paying.fees_sat, earned.fees_sat],
+        funded_sat: funded.unwrap_or(Amount::ZERO).to_sat(),
+        closed_sat: closed,
+        funding_fee_sat: chain.fee(funding.txid)?.to_sat(),
+        closing_fee_sat: chain.fee(closing)?.to_sat(),
+    })
+}
+
+/// What every wallet holds, in the order of the nodes.
+async fn balances(network: &Network) -> Result<Vec<Balance>, DemoError> {
+    let mut balances = Vec::new();
+    for node in network.nodes() {
+        balances.push(node.ask(GetBalance {}).await?);
+    }
+    Ok(balances)
+}
+
+/// What every wallet held and holds, once it has seen the whole chain.
+async fn wallets(network: &Network, before: &[Balance]) -> Result<Vec<WalletBook>, DemoError> {
+    let mut books = Vec::new();
+    for (node, before) in network.nodes().iter().zip(before) {
+        network.until_seen(node).await?;
+        let after = node.ask(GetBalance {}).await?;
+        books.push(WalletBook {
+            node: node.name().to_owned(),
+            before_sat: before.confirmed_sat,
+            after_sat: after.confirmed_sat,
+            open_sat: after.pending_sat + after.locked_sat + after.claimable_sat,
+        });
+    }
+    Ok(books)
+}
