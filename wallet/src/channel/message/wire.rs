@@ -1,0 +1,350 @@
+//! The CBOR of the messages.
+
+use bitcoin::hashes::{Hash, sha256};
+use bitcoin::secp256k1::XOnlyPublicKey;
+use bitcoin::secp256k1::schnorr::Signature;
+use bitcoin::{Amount, BlockHash, ScriptBuf, consensus};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_bytes::{ByteArray, ByteBuf};
+
+use super::{
+    Accept, DecodeError, Depth, Funding, Kind, MAX_DEPTH, MAX_FUNDING_BYTES, Message, Open,
+    RefusalCode, Refused, VERSION,
+};
+use crate::channel::deadline::BlockHeight;
+use crate::channel::exposure::{ExposureTable, Step};
+use crate::channel::voucher::Voucher;
+use crate::channel::{ChannelId, PartyId, ProposalId, TrancheIndex, tagged_hash};
+
+impl Open {
+    /// The bytes as they go over the wire.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        encode(&OpenWire(
+            Kind::Open as u8,
+            VERSION,
+            ByteArray::new(self.nonce),
+            ByteArray::new(self.chain.to_byte_array()),
+            ByteArray::new(*self.payer.as_bytes()),
+            ByteArray::new(*self.payee.as_bytes()),
+            ByteArray::new(self.payer_key.serialize()),
+            self.capacity.to_sat(),
+            self.expiry.get(),
+            ByteBuf::from(self.change_script.to_bytes()),
+        ))
+    }
+
+    /// The id under which this proposal's records are filed.
+    pub fn proposal(&self) -> ProposalId {
+        ProposalId::from_bytes(tagged_hash(
+            "bitmesh/channel/open",
+            &[&digest(&self.to_bytes())],
+        ))
+    }
+}
+
+impl Accept {
+    /// The bytes as they go over the wire.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        encode(&AcceptWire(
+            Kind::Accept as u8,
+            ByteArray::new(*self.proposal.as_bytes()),
+            ByteArray::new(self.payee_key.serialize()),
+            self.min_first.to_sat(),
+            self.exposure
+                .steps()
+                .iter()
+                .map(|s| (s.confirmations, s.limit.to_sat()))
+                .collect(),
+        ))
+    }
+
+    /// The id of the channel that `open` and this answer to it make.
+    pub fn channel(&self, open: &Open) -> ChannelId {
+        ChannelId::from_bytes(tagged_hash(
+            "bitmesh/channel",
+            &[&digest(&open.to_bytes()), &digest(&self.to_bytes())],
+        ))
+    }
+}
+
+impl Message {
+    /// The one encoding of this message.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Open(open) => open.to_bytes(),
+            Self::Accept(accept) => accept.to_bytes(),
+            Self::Funding(funding) => encode(&FundingWire(
+                Kind::Funding as u8,
+                ByteArray::new(*funding.channel.as_bytes()),
+                funding.tranche.index(),
+                ByteBuf::from(consensus::serialize(&funding.tx)),
+                funding.vout,
+            )),
+            Self::Depth(depth) => {
+                let (held, proof) = match &depth.held {
+                    Some((total, signature)) => (total.to_sat(), signature.serialize().to_vec()),
+                    None => (0, Vec::new()),
+                };
+                encode(&DepthWire(
+                    Kind::Depth as u8,
+                    ByteArray::new(*depth.channel.as_bytes()),
+                    depth.tranche.index(),
+                    depth.confirmations,
+                    depth.limit.to_sat(),
+                    held,
+                    ByteBuf::from(proof),
+                ))
+            }
+            Self::Voucher(voucher) => encode(&VoucherWire(
+                Kind::Voucher as u8,
+                ByteArray::new(*voucher.channel.as_bytes()),
+                voucher.tranche.index(),
+                voucher.total.to_sat(),
+                ByteArray::new(voucher.signature.serialize()),
+            )),
+            Self::Refused(refused) => encode(&RefusedWire(
+                Kind::Refused as u8,
+                ByteArray::new(refused.subject),
+                refused.code.code(),
+            )),
+        }
+    }
+
+    /// Takes a message from bytes a peer sent.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`DecodeError`] if the bytes are longer than allowed, are not the canonical
+    /// encoding of a known message, or hold a key, amount or transaction that cannot be. Whether
+    /// the message is *acceptable* is for the machines to say.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let kind = kind(bytes)?;
+        let message = match kind {
+            Kind::Open => Self::Open(decode::<OpenWire>(bytes)?.try_into()?),
+            Kind::Accept => Self::Accept(decode::<AcceptWire>(bytes)?.try_into()?),
+            Kind::Funding => Self::Funding(Box::new(decode::<FundingWire>(bytes)?.try_into()?)),
+            Kind::Depth => Self::Depth(decode::<DepthWire>(bytes)?.try_into()?),
+            Kind::Voucher => Self::Voucher(decode::<VoucherWire>(bytes)?.try_into()?),
+            Kind::Refused => {
+                let RefusedWire(_, subject, code) = decode(bytes)?;
+                let code = RefusalCode::from_code(code);
+                Self::Refused(Refused {
+                    subject: subject.into_array(),
+                    code,
+                })
+            }
+        };
+        if message.to_bytes() != bytes {
+            return Err(DecodeError::NotCanonical);
+        }
+        Ok(message)
+    }
+
+    /// Which kind of message this is.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Open(_) => Kind::Open,
+            Self::Accept(_) => Kind::Accept,
+            Self::Funding(_) => Kind::Funding,
+            Self::Depth(_) => Kind::Depth,
+            Self::Voucher(_) => Kind::Voucher,
+            Self::Refused(_) => Kind::Refused,
+        }
+    }
+
+    /// The id the message names: that of a channel, or of a proposal for [`Open`] (its own),
+    /// [`Accept`] and some [`Refused`]. Enough to find the machine it is for.
+    pub fn subject(&self) -> [u8; 32] {
+        match self {
+            Self::Open(open) => *open.proposal().as_bytes(),
+            Self::Accept(accept) => *accept.proposal.as_bytes(),
+            Self::Funding(funding) => *funding.channel.as_bytes(),
+            Self::Depth(depth) => *depth.channel.as_bytes(),
+            Self::Voucher(voucher) => *voucher.channel.as_bytes(),
+            Self::Refused(refused) => refused.subject,
+        }
+    }
+}
+
+/// Reads the kind and holds the size against its cap, before anything is parsed.
+fn kind(bytes: &[u8]) -> Result<Kind, DecodeError> {
+    /// Major type 4, "array", of fewer than 24 elements.
+    const SHORT_ARRAY: std::ops::RangeInclusive<u8> = 0x80..=0x97;
+    let [head, kind, ..] = bytes else {
+        return Err(DecodeError::UnknownKind);
+    };
+    if !SHORT_ARRAY.contains(head) {
+        return Err(DecodeError::UnknownKind);
+    }
+    let kind = Kind::from_u8(*kind).ok_or(DecodeError::UnknownKind)?;
+    if bytes.len() > kind.max_bytes() {
+        return Err(DecodeError::TooLong {
+            got: bytes.len(),
+            max: kind.max_bytes(),
+        });
+    }
+    Ok(kind)
+}
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    sha256::Hash::hash(bytes).to_byte_array()
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(value, &mut bytes).expect("writing to memory does not fail");
+    bytes
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+    ciborium::de::from_reader_with_recursion_limit(bytes, MAX_DEPTH)
+        .map_err(|error| DecodeError::Malformed(error.to_string()))
+}
+
+pub(crate) fn amount(sat: u64, field: &'static str) -> Result<Amount, DecodeError> {
+    let amount = Amount::from_sat(sat);
+    match amount <= Amount::MAX_MONEY {
+        true => Ok(amount),
+        false => Err(DecodeError::Field(field)),
+    }
+}
+
+fn key(bytes: &ByteArray<32>, field: &'static str) -> Result<XOnlyPublicKey, DecodeError> {
+    XOnlyPublicKey::from_slice(&bytes[..]).map_err(|_| DecodeError::Field(field))
+}
+
+pub(crate) fn signature(bytes: &[u8]) -> Result<Signature, DecodeError> {
+    Signature::from_slice(bytes).map_err(|_| DecodeError::Field("signature"))
+}
+
+// Tuple structs: serde writes them as CBOR arrays.
+
+type Bytes32 = ByteArray<32>;
+
+#[derive(Serialize, Deserialize)]
+struct OpenWire(
+    u8,
+    u8,
+    ByteArray<16>,
+    Bytes32,
+    Bytes32,
+    Bytes32,
+    Bytes32,
+    u64,
+    u32,
+    ByteBuf,
+);
+
+#[derive(Serialize, Deserialize)]
+struct AcceptWire(u8, Bytes32, Bytes32, u64, Vec<(u32, u64)>);
+
+#[derive(Serialize, Deserialize)]
+struct FundingWire(u8, Bytes32, u8, ByteBuf, u32);
+
+#[derive(Serialize, Deserialize)]
+struct DepthWire(u8, Bytes32, u8, u32, u64, u64, ByteBuf);
+
+#[derive(Serialize, Deserialize)]
+struct VoucherWire(u8, Bytes32, u8, u64, ByteArray<64>);
+
+#[derive(Serialize, Deserialize)]
+struct RefusedWire(u8, Bytes32, u8);
+
+impl TryFrom<OpenWire> for Open {
+    type Error = DecodeError;
+
+    fn try_from(wire: OpenWire) -> Result<Self, DecodeError> {
+        let OpenWire(_, version, nonce, chain, payer, payee, payer_key, capacity, expiry, change) =
+            wire;
+        if version != VERSION {
+            return Err(DecodeError::Version { got: version });
+        }
+        Ok(Self {
+            nonce: nonce.into_array(),
+            chain: BlockHash::from_byte_array(chain.into_array()),
+            payer: PartyId::from_bytes(payer.into_array()),
+            payee: PartyId::from_bytes(payee.into_array()),
+            payer_key: key(&payer_key, "payer_key")?,
+            capacity: amount(capacity, "capacity")?,
+            expiry: BlockHeight::new(expiry),
+            change_script: ScriptBuf::from_bytes(change.into_vec()),
+        })
+    }
+}
+
+impl TryFrom<AcceptWire> for Accept {
+    type Error = DecodeError;
+
+    fn try_from(wire: AcceptWire) -> Result<Self, DecodeError> {
+        let AcceptWire(_, proposal, payee_key, min_first, steps) = wire;
+        let steps = steps
+            .into_iter()
+            .map(|(confirmations, limit)| {
+                Ok(Step {
+                    confirmations,
+                    limit: amount(limit, "exposure")?,
+                })
+            })
+            .collect::<Result<Vec<_>, DecodeError>>()?;
+        Ok(Self {
+            proposal: ProposalId::from_bytes(proposal.into_array()),
+            payee_key: key(&payee_key, "payee_key")?,
+            min_first: amount(min_first, "min_first")?,
+            exposure: ExposureTable::new(steps).map_err(|_| DecodeError::Field("exposure"))?,
+        })
+    }
+}
+
+impl TryFrom<FundingWire> for Funding {
+    type Error = DecodeError;
+
+    fn try_from(wire: FundingWire) -> Result<Self, DecodeError> {
+        let FundingWire(_, channel, tranche, tx, vout) = wire;
+        if tx.len() > MAX_FUNDING_BYTES {
+            return Err(DecodeError::TooLong {
+                got: tx.len(),
+                max: MAX_FUNDING_BYTES,
+            });
+        }
+        Ok(Self {
+            channel: ChannelId::from_bytes(channel.into_array()),
+            tranche: TrancheIndex::new(tranche),
+            tx: consensus::deserialize(&tx).map_err(|_| DecodeError::Field("tx"))?,
+            vout,
+        })
+    }
+}
+
+impl TryFrom<DepthWire> for Depth {
+    type Error = DecodeError;
+
+    fn try_from(wire: DepthWire) -> Result<Self, DecodeError> {
+        let DepthWire(_, channel, tranche, confirmations, limit, held, proof) = wire;
+        let held = match (held, proof.is_empty()) {
+            (0, true) => None,
+            _ => Some((amount(held, "held")?, signature(&proof)?)),
+        };
+        Ok(Self {
+            channel: ChannelId::from_bytes(channel.into_array()),
+            tranche: TrancheIndex::new(tranche),
+            confirmations,
+            limit: amount(limit, "limit")?,
+            held,
+        })
+    }
+}
+
+impl TryFrom<VoucherWire> for Voucher {
+    type Error = DecodeError;
+
+    fn try_from(wire: VoucherWire) -> Result<Self, DecodeError> {
+        let VoucherWire(_, channel, tranche, total, proof) = wire;
+        Ok(Self {
+            channel: ChannelId::from_bytes(channel.into_array()),
+            tranche: TrancheIndex::new(tranche),
+            total: amount(total, "total")?,
+            signature: signature(&proof[..])?,
+        })
+    }
+}

@@ -1,0 +1,489 @@
+//! The machine itself; its words are in [`super`].
+
+mod restore;
+mod state;
+mod view;
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bitcoin::secp256k1::Keypair;
+use bitcoin::{Amount, FeeRate, ScriptBuf, Transaction};
+
+use super::{Acceptance, CloseError, Error, Event, Input, Output, Sighting};
+use crate::channel::TrancheIndex;
+use crate::channel::deadline::{BlockHeight, Phase};
+use crate::channel::message::{Accept, Depth, Funding, Kind, Message, Open};
+use crate::channel::params::{Contract, FINAL_DEPTH, OpenError, PayeePolicy};
+use crate::channel::record::{Fact, Record};
+use crate::channel::tx;
+use crate::channel::voucher::Voucher;
+
+use self::state::{Chain, Funded, Grant, Spend, State};
+
+/// The payee's end of one channel.
+#[derive(Debug)]
+pub struct Payee {
+    policy: PayeePolicy,
+    keypair: Keypair,
+    contract: Contract,
+    state: State,
+    tip: Option<BlockHeight>,
+    /// Set after a restart until the first tip: a payee that comes back late closes at once.
+    is_returning: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Payee {
+    /// Accepts a proposal. `keypair` is the channel key of `acceptance.key_index`.
+    ///
+    /// A proposal already accepted has its machine: give the [`Open`] to that, and it answers as it
+    /// did before.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`OpenError`] if the policy does not allow it; tell the payer its
+    /// [`refusal`](OpenError::refusal). The key index may be used for another proposal then.
+    pub fn accept(
+        open: Open,
+        acceptance: &Acceptance,
+        keypair: Keypair,
+        policy: PayeePolicy,
+    ) -> Result<Self, OpenError> {
+        let Acceptance {
+            network,
+            parties,
+            min_first,
+            tip,
+            key_index,
+        } = *acceptance;
+        policy.check(&open, network, parties, min_first, tip)?;
+        let accept = Accept {
+            proposal: open.proposal(),
+            payee_key: keypair.x_only_public_key().0,
+            min_first,
+            exposure: policy.exposure.clone(),
+        };
+        let contract =
+            Contract::new(open.clone(), accept.clone()).map_err(|_| OpenError::SameKey)?;
+        let mut payee = Self::new(contract, keypair, policy);
+        payee.tip = Some(tip);
+        payee.persist(Fact::Agreed {
+            open,
+            accept: accept.clone(),
+            key_index,
+        });
+        payee
+            .outputs
+            .push_back(Output::Send(Message::Accept(accept)));
+        Ok(payee)
+    }
+
+    fn new(contract: Contract, keypair: Keypair, policy: PayeePolicy) -> Self {
+        Self {
+            policy,
+            keypair,
+            contract,
+            state: State::Accepted,
+            tip: None,
+            is_returning: false,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes an input.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Error`] if it is refused; nothing changed and nothing is queued. Tell the payer
+    /// the [`refusal`](Error::refusal) if there is one.
+    pub fn handle(&mut self, input: Input, now: Instant) -> Result<(), Error> {
+        match input {
+            Input::Received(message) => return self.receive(message),
+            Input::Reconnected => self.tell_depth(),
+            Input::TipChanged(tip) => self.tip_changed(tip),
+            Input::FundingSeen(sighting) => self.seen(sighting, now),
+            Input::FundingConfirmed { confirmations } => self.confirmed(confirmations),
+            Input::FundingDropped => self.lost(),
+            Input::FundingConflicted { confirmations } => {
+                self.lost();
+                if confirmations >= FINAL_DEPTH && matches!(self.state, State::Funded(_)) {
+                    self.abandon();
+                }
+            }
+            Input::ZeroConfGranted { limit } => self.granted(limit),
+            Input::Spent { tx, height } => self.spent(&tx, height),
+            Input::Unspent => {
+                if let State::Funded(funded) = &mut self.state {
+                    funded.spent = None;
+                }
+            }
+            Input::CloseAsked { payout, feerate } => self.close(&payout, feerate)?,
+            Input::AbandonAsked => match self.state {
+                State::Accepted => self.abandon(),
+                State::Funded(_) | State::Settled { .. } => return Err(Error::Funded),
+                State::Abandoned => {}
+            },
+        }
+        Ok(())
+    }
+
+    /// The next thing to do, in order. `None` when there is nothing.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called: when unconfirmed funding
+    /// is old enough to count.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let State::Funded(funded) = &self.state else {
+            return None;
+        };
+        match funded.chain {
+            Chain::Mempool {
+                since,
+                is_sound: true,
+                grant: Grant::Young,
+            } if self.zero_conf_limit() > Amount::ZERO => {
+                since.checked_add(self.policy.min_mempool_age)
+            }
+            Chain::Unseen | Chain::Mempool { .. } | Chain::Confirmed { .. } | Chain::Lost => None,
+        }
+    }
+
+    /// Asks the budget for unconfirmed funding that is old enough. Calling it early is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_none_or(|at| now < at) {
+            return;
+        }
+        let want = self.zero_conf_limit();
+        if let State::Funded(funded) = &mut self.state
+            && let Chain::Mempool { grant, .. } = &mut funded.chain
+        {
+            *grant = Grant::Asked;
+            self.notify(Event::ZeroConfDue { want });
+        }
+    }
+
+    fn receive(&mut self, message: Message) -> Result<(), Error> {
+        match message {
+            Message::Open(open) if open == *self.contract.open() => {
+                let accept = self.contract.accept().clone();
+                self.outputs
+                    .push_back(Output::Send(Message::Accept(accept)));
+                Ok(())
+            }
+            Message::Funding(funding) => self.funding_received(*funding),
+            Message::Voucher(voucher) => self.voucher_received(voucher),
+            Message::Open(_) | Message::Accept(_) | Message::Depth(_) | Message::Refused(_) => {
+                Err(Error::Unexpected {
+                    kind: message.kind(),
+                })
+            }
+        }
+    }
+
+    fn funding_received(&mut self, funding: Funding) -> Result<(), Error> {
+        let unexpected = Error::Unexpected {
+            kind: Kind::Funding,
+        };
+        if funding.channel != self.contract.id() || funding.tranche != TrancheIndex::FIRST {
+            return Err(unexpected);
+        }
+        match &self.state {
+            State::Accepted => {}
+            State::Funded(funded) if funded.funding == funding.tx => {
+                self.tell_depth();
+                return Ok(());
+            }
+            State::Funded(_) | State::Settled { .. } | State::Abandoned => return Err(unexpected),
+        }
+        let Funding { tx, vout, .. } = funding;
+        let tranche = self.contract.fund(&tx, vout)?;
+        let outpoint = tranche.outpoint();
+        let funded = Funded::new(tranche, tx.clone());
+        let watch = funded.watch();
+        self.state = State::Funded(Box::new(funded));
+        let tx = Box::new(tx);
+        let (tranche, fee) = (TrancheIndex::FIRST, Amount::ZERO);
+        self.persist(Fact::Funded {
+            tranche,
+            tx: tx.clone(),
+            vout,
+            fee,
+        });
+        self.outputs.extend([watch, Output::Broadcast(tx)]);
+        self.notify(Event::Funded { outpoint });
+        self.tell_depth();
+        Ok(())
+    }
+
+    fn voucher_received(&mut self, voucher: Voucher) -> Result<(), Error> {
+        let min = self.contract.accept().min_first;
+        let State::Funded(funded) = &mut self.state else {
+            return Err(Error::Unexpected {
+                kind: Kind::Voucher,
+            });
+        };
+        let held = funded.held_total();
+        if voucher.channel == funded.tranche.channel()
+            && voucher.tranche == funded.tranche.index()
+            && voucher.total <= held
+        {
+            // Replayed or stale: worth nothing, and the answer shows what is held.
+            self.tell_depth();
+            return Ok(());
+        }
+        if funded.close.is_some() || funded.spent.is_some() {
+            return Err(Error::Closing);
+        }
+        if voucher.total < min {
+            return Err(Error::BelowFirst {
+                got: voucher.total,
+                min,
+            });
+        }
+        funded.tranche.verify(&voucher)?;
+        funded.held = Some(voucher);
+        let Voucher {
+            tranche,
+            total,
+            signature,
+            ..
+        } = voucher;
+        self.persist(Fact::Held {
+            tranche,
+            total,
+            signature,
+        });
+        self.credit();
+        self.tell_depth();
+        Ok(())
+    }
+
+    fn seen(&mut self, sighting: Sighting, now: Instant) {
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        let is_sound = sighting.is_sound();
+        funded.chain = match funded.chain {
+            // What was granted stays: the rule guards the decision to trust, not its memory.
+            Chain::Mempool { since, grant, .. } => Chain::Mempool {
+                since,
+                is_sound,
+                grant,
+            },
+            Chain::Unseen | Chain::Confirmed { .. } | Chain::Lost => Chain::Mempool {
+                since: now,
+                is_sound,
+                grant: Grant::Young,
+            },
+        };
+        self.limit_may_have_changed();
+        self.handle_timeout(now);
+    }
+
+    fn confirmed(&mut self, confirmations: u32) {
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        let was = std::mem::replace(&mut funded.chain, Chain::Confirmed { confirmations });
+        if !matches!(was, Chain::Confirmed { .. }) {
+            self.notify(Event::ZeroConfReleased);
+        }
+        self.limit_may_have_changed();
+    }
+
+    fn lost(&mut self) {
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        let was = std::mem::replace(&mut funded.chain, Chain::Lost);
+        if was == Chain::Lost {
+            return;
+        }
+        if was.has_asked() {
+            self.notify(Event::ZeroConfLost);
+        }
+        self.notify(Event::FundingLost);
+        self.limit_may_have_changed();
+    }
+
+    fn granted(&mut self, limit: Amount) {
+        let most = self.zero_conf_limit();
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        if let Chain::Mempool {
+            grant: grant @ Grant::Asked,
+            ..
+        } = &mut funded.chain
+        {
+            *grant = Grant::Given(limit.min(most));
+            self.limit_may_have_changed();
+        }
+    }
+
+    fn limit_may_have_changed(&mut self) {
+        let limit = self.limit();
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        if funded.told_limit != limit {
+            funded.told_limit = limit;
+            self.notify(Event::LimitChanged { limit });
+            self.tell_depth();
+        }
+        self.credit();
+    }
+
+    /// Credits what is held and allowed, if that is more than before.
+    fn credit(&mut self) {
+        let limit = self.limit();
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        let total = funded.held_total().min(limit);
+        if total > funded.credited {
+            funded.credited = total;
+            self.notify(Event::Credited { total });
+        }
+    }
+
+    fn tip_changed(&mut self, tip: BlockHeight) {
+        self.tip = Some(tip);
+        let expiry = self.contract.open().expiry;
+        let phase = self.policy.margins.phase(expiry, tip);
+        let is_returning = std::mem::replace(&mut self.is_returning, false);
+        match &mut self.state {
+            State::Accepted if phase >= Phase::Stop => self.abandon(),
+            State::Accepted | State::Settled { .. } | State::Abandoned => {}
+            State::Funded(funded) => {
+                let (is_ending, held) = (funded.spent.is_some(), funded.held_total());
+                let is_due = phase >= Phase::Close || (is_returning && phase >= Phase::Stop);
+                let is_open = funded.close.is_none() && !is_ending;
+                let has_news = phase >= Phase::Stop && !funded.has_stopped;
+                funded.has_stopped |= has_news;
+                let is_buried = funded.spent.as_ref().is_some_and(|spend| {
+                    spend.is_mined && spend.settlement.height.blocks_until(tip) + 1 >= FINAL_DEPTH
+                });
+                let rebroadcast = funded.close.clone().filter(|_| !is_ending);
+                if has_news {
+                    self.notify(Event::ServiceStopped);
+                }
+                if let Some(close) = rebroadcast {
+                    self.outputs.push_back(Output::Broadcast(Box::new(close)));
+                }
+                if is_due && is_open && held > Amount::ZERO {
+                    let blocks_left = tip.blocks_until(expiry);
+                    self.notify(Event::CloseDue { held, blocks_left });
+                }
+                if is_buried {
+                    self.settle();
+                }
+            }
+        }
+    }
+
+    fn close(&mut self, payout: &ScriptBuf, feerate: FeeRate) -> Result<(), CloseError> {
+        let State::Funded(funded) = &mut self.state else {
+            return Err(CloseError::NothingHeld);
+        };
+        let Some(voucher) = &funded.held else {
+            return Err(CloseError::NothingHeld);
+        };
+        if funded.spent.as_ref().is_some_and(|spend| spend.is_mined) {
+            return Err(CloseError::NothingHeld);
+        }
+        let tx = tx::commitment(&funded.tranche, voucher, &self.keypair, payout, feerate)?;
+        funded.close = Some(tx.clone());
+        let txid = tx.compute_txid();
+        let tx = Box::new(tx);
+        self.persist(Fact::Closing { tx: tx.clone() });
+        self.outputs.push_back(Output::Broadcast(tx));
+        self.notify(Event::Closing { txid });
+        self.limit_may_have_changed();
+        Ok(())
+    }
+
+    fn spent(&mut self, tx: &Transaction, height: Option<BlockHeight>) {
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        let Some(settlement) = funded.tranche.settlement(tx, height) else {
+            return;
+        };
+        let is_news = funded
+            .spent
+            .as_ref()
+            .is_none_or(|s| s.settlement.txid != settlement.txid);
+        funded.spent = Some(Spend {
+            settlement,
+            is_mined: height.is_some(),
+        });
+        if is_news {
+            self.notify(Event::Ending {
+                end: settlement.end,
+            });
+            self.limit_may_have_changed();
+        }
+        if let Some(tip) = self.tip {
+            self.tip_changed(tip);
+        }
+    }
+
+    fn settle(&mut self) {
+        let State::Funded(funded) = &self.state else {
+            return;
+        };
+        let Some(Spend { settlement, .. }) = funded.spent else {
+            return;
+        };
+        self.state = State::Settled {
+            settlement,
+            held: funded.held_total(),
+        };
+        self.persist(Fact::Settled(settlement));
+        self.notify(Event::Settled(settlement));
+    }
+
+    fn abandon(&mut self) {
+        self.state = State::Abandoned;
+        self.persist(Fact::Abandoned);
+        self.notify(Event::Abandoned);
+    }
+
+    fn persist(&mut self, fact: Fact) {
+        let proposal = self.contract.proposal();
+        self.outputs
+            .push_back(Output::Persist(Record { proposal, fact }));
+    }
+
+    fn notify(&mut self, event: Event) {
+        self.outputs.push_back(Output::Notify(event));
+    }
+
+    fn tell_depth(&mut self) {
+        let limit = self.limit();
+        let State::Funded(funded) = &self.state else {
+            return;
+        };
+        let confirmations = match funded.chain {
+            Chain::Confirmed { confirmations } => confirmations,
+            Chain::Unseen | Chain::Mempool { .. } | Chain::Lost => 0,
+        };
+        self.outputs.push_back(Output::Send(Message::Depth(Depth {
+            channel: self.contract.id(),
+            tranche: funded.tranche.index(),
+            confirmations,
+            limit,
+            held: funded
+                .held
+                .map(|voucher| (voucher.total, voucher.signature)),
+        })));
+    }
+
+    fn zero_conf_limit(&self) -> Amount {
+        self.contract.accept().exposure.limit(0)
+    }
+}

@@ -1,0 +1,112 @@
+//! What a machine remembers.
+
+use std::time::{Duration, Instant};
+
+use bitcoin::{Amount, Transaction};
+
+use crate::channel::message::{Funding, Message};
+use crate::channel::params::{Contract, Tranche};
+use crate::channel::payer::Output;
+use crate::channel::record::Settlement;
+
+#[derive(Debug)]
+pub(super) enum State {
+    Proposed,
+    Negotiated(Box<Contract>),
+    Funded(Box<Funded>),
+    Settled {
+        contract: Box<Contract>,
+        settlement: Settlement,
+        promised: Amount,
+    },
+    Abandoned,
+}
+
+#[derive(Debug)]
+pub(super) struct Funded {
+    pub(super) contract: Contract,
+    pub(super) tranche: Tranche,
+    pub(super) funding: Transaction,
+    pub(super) promised: Amount,
+    /// The best total the payee has shown to hold.
+    pub(super) acknowledged: Amount,
+    /// What the payee last said it credits.
+    pub(super) limit: Amount,
+    /// Whether the payee has said anything about the funding.
+    pub(super) is_seen_by_payee: bool,
+    /// Whether a payment was refused for want of limit, so that the payee is asked again.
+    pub(super) wants_limit: bool,
+    pub(super) has_stopped: bool,
+    pub(super) chain: Chain,
+    pub(super) refund: Option<Transaction>,
+    pub(super) spent: Option<Spend>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chain {
+    Unconfirmed,
+    Confirmed,
+    Conflicted,
+}
+
+#[derive(Debug)]
+pub(super) struct Spend {
+    pub(super) settlement: Settlement,
+    pub(super) is_mined: bool,
+}
+
+/// When to repeat what was not answered.
+#[derive(Debug, Default)]
+pub(super) struct Resend {
+    pub(super) at: Option<Instant>,
+    pub(super) wait: Duration,
+}
+
+impl Funded {
+    pub(super) fn new(contract: Contract, tranche: Tranche, funding: Transaction) -> Self {
+        Self {
+            contract,
+            tranche,
+            funding,
+            promised: Amount::ZERO,
+            acknowledged: Amount::ZERO,
+            limit: Amount::ZERO,
+            is_seen_by_payee: false,
+            wants_limit: false,
+            has_stopped: false,
+            chain: Chain::Unconfirmed,
+            refund: None,
+            spent: None,
+        }
+    }
+
+    pub(super) fn watch(&self) -> Output {
+        Output::Watch {
+            outpoint: self.tranche.outpoint(),
+            script: self.tranche.scripts().output().clone(),
+            funding: Box::new(self.funding.clone()),
+        }
+    }
+
+    pub(super) fn message(&self) -> Message {
+        Message::Funding(Box::new(Funding {
+            channel: self.contract.id(),
+            tranche: self.tranche.index(),
+            tx: self.funding.clone(),
+            vout: self.tranche.outpoint().vout,
+        }))
+    }
+
+    /// Whether something we sent is unanswered, or the payee is to be asked for its limit.
+    pub(super) fn is_pending(&self) -> bool {
+        !self.is_seen_by_payee || self.acknowledged < self.promised || self.wants_limit
+    }
+
+    pub(super) fn settle(self, settlement: Settlement) -> State {
+        State::Settled {
+            contract: Box::new(self.contract),
+            settlement,
+            promised: self.promised,
+        }
+    }
+}
