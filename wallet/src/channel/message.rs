@@ -33,7 +33,8 @@ pub const MAX_FUNDING_BYTES: usize = 40_000;
 /// Largest message in bytes: [`Funding`] with its largest transaction and its fields.
 pub const MAX_MESSAGE_BYTES: usize = MAX_FUNDING_BYTES + 64;
 
-/// Largest message of every kind but [`Funding`]. The largest is an [`Open`] of 212 bytes.
+/// Largest message of every kind but [`Funding`]. The largest, an [`Open`] or an [`Accept`] with all
+/// its steps, has about 205 bytes.
 pub const MAX_SMALL_MESSAGE_BYTES: usize = 256;
 
 /// Nesting a message may have: array, exposure table, step, and one to spare.

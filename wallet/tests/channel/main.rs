@@ -1,0 +1,11 @@
+//! The payment channel, from outside: golden vectors, both machines against each other and
+//! against hostile peers, and every transaction against a real node.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bip341;
+mod fixture;
+mod hostile;
+mod life;
+mod pair;
+mod vectors;
