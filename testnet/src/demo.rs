@@ -7,7 +7,6 @@
 //!
 //! Everything is asked for through the daemons' control API, as a person would by the command line.
 
-mod books;
 mod report;
 
 use std::{
@@ -15,20 +14,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bitcoin::{Amount, OutPoint, Txid};
+use bitcoin::Amount;
 use bitmesh_node::control::api::{
-    Balance, Buy, Channel, ChannelState, Channels, CloseChannel, CloseLease, ExtendLease,
-    GetBalance, GetEarnings, Lease, LeaseState, ListChannels, ListOffers, ShowLease,
+    Buy, Channel, ChannelState, Channels, CloseChannel, CloseLease, ExtendLease, Lease, LeaseState,
+    ListChannels, ListOffers, ShowLease,
 };
 use thiserror::Error;
 
-pub use self::{
-    books::{Books, ChannelBook, Discrepancy, LeaseBook, Side, WalletBook},
-    report::{FileReport, Report},
-};
+pub use self::report::{FileReport, Report};
 use crate::{
     bitcoind::Bitcoind,
-    chain::{Chain, ChainError},
+    books::{self, AuditError},
+    chain::ChainError,
     download::{Download, Downloaded, TransferError},
     network::{Network, NetworkError, Node, NodeError, NodeSpec, Plan},
     wait::TimedOut,
@@ -87,6 +84,9 @@ pub enum DemoError {
         /// What went wrong.
         source: TransferError,
     },
+    /// The accounts could not be drawn up.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A step took too long.
     #[error(transparent)]
     Late(#[from] TimedOut),
@@ -155,7 +155,7 @@ impl<'a> Demo<'a> {
         let start = now();
         let network = self.network;
         let buyer = network.node(BUYER);
-        let before = balances(network).await?;
+        let opening = books::open(network).await?;
         self.show_offers(buyer).await?;
 
         let (lease, seller, buy_took) = self.buy(buyer).await?;
@@ -170,12 +170,11 @@ impl<'a> Demo<'a> {
             })
             .await?;
         let bought = until_state(buyer, &lease.id, LeaseState::Closed).await?;
-        let sold = until_state(seller, &lease.id, LeaseState::Closed).await?;
+        until_state(seller, &lease.id, LeaseState::Closed).await?;
         self.say("closed the lease with a last receipt");
 
         let channel = bought
             .channel
-            .clone()
             .ok_or_else(|| missing(buyer, "which channel paid"))?;
         let close = CloseChannel {
             channel: channel.clone(),
@@ -184,19 +183,15 @@ impl<'a> Demo<'a> {
         };
         seller.ask(close).await?;
         network.chain().mine(FINAL)?;
-        let paying = until_settled(buyer, &channel).await?;
-        let paid = until_settled(seller, &channel).await?;
+        until_settled(buyer, &channel).await?;
+        until_settled(seller, &channel).await?;
         self.say(&format!(
             "{} settled on chain, {FINAL} blocks deep",
             seller.name()
         ));
 
         let delivered = files.iter().map(|file| file.bytes).sum();
-        let books = Books {
-            leases: vec![lease_book(buyer, seller, &bought, &sold, delivered)?],
-            channels: vec![channel_book(network.chain(), buyer, seller, &paying, &paid).await?],
-            wallets: wallets(network, &before).await?,
-        };
+        let books = books::audit(network, &opening, &[(&lease.id, delivered)]).await?;
         Ok(Report::new(books, files, pauses, buy_took, now() - start))
     }
 
@@ -365,119 +360,12 @@ async fn until_state(node: &Node, lease: &str, state: LeaseState) -> Result<Leas
     .await
 }
 
-async fn until_settled(node: &Node, channel: &str) -> Result<Channel, NodeError> {
+async fn until_settled(node: &Node, channel: &str) -> Result<(), NodeError> {
     let what = format!("channel {channel:.8} to be settled");
     let settled = |answer: Channels| {
-        let mut channels = answer.channels.into_iter();
-        channels.find(|it| it.id == channel && it.state == ChannelState::Closed)
+        let closed = |it: &Channel| it.id == channel && it.state == ChannelState::Closed;
+        answer.channels.iter().any(closed).then_some(())
     };
     node.until(PATIENCE, &what, ListChannels { all: true }, settled)
         .await
-}
-
-fn side(node: &Node, lease: &Lease) -> Result<Side, DemoError> {
-    let receipt = lease
-        .receipt
-        .ok_or_else(|| missing(node, "what was signed at last"))?;
-    Ok(Side {
-        counted_bytes: lease.reading.up_bytes + lease.reading.down_bytes,
-        signed_bytes: receipt.reading.up_bytes + receipt.reading.down_bytes,
-        billed_msat: receipt.billed_msat,
-        paid_msat: receipt.paid_msat,
-        cosigned: receipt.cosigned,
-    })
-}
-
-fn lease_book(
-    buyer: &Node,
-    seller: &Node,
-    bought: &Lease,
-    sold: &Lease,
-    delivered_bytes: u64,
-) -> Result<LeaseBook, DemoError> {
-    Ok(LeaseBook {
-        lease: bought.id.clone(),
-        channel: bought.channel.clone().unwrap_or_default(),
-        buyer: buyer.name().to_owned(),
-        seller: seller.name().to_owned(),
-        price_msat_per_gb: bought.price_msat_per_gb,
-        quota_bytes: bought.quota_bytes,
-        window_bytes: bought.window_bytes,
-        delivered_bytes,
-        bought: side(buyer, bought)?,
-        sold: side(seller, sold)?,
-    })
-}
-
-async fn channel_book(
-    chain: &Chain,
-    payer: &Node,
-    payee: &Node,
-    paying: &Channel,
-    paid: &Channel,
-) -> Result<ChannelBook, DemoError> {
-    let funding = paying
-        .funding
-        .as_deref()
-        .and_then(|text| text.parse::<OutPoint>().ok());
-    let funding = funding.ok_or_else(|| missing(payer, "what funds its channel"))?;
-    let closing = paid
-        .closing_txid
-        .as_deref()
-        .and_then(|text| text.parse::<Txid>().ok());
-    let closing = closing.ok_or_else(|| missing(payee, "what closed its channel"))?;
-    let funded = chain
-        .transaction(funding.txid)?
-        .output
-        .get(funding.vout as usize)
-        .map(|it| it.value);
-    let closed = chain
-        .transaction(closing)?
-        .output
-        .iter()
-        .map(|it| it.value.to_sat())
-        .collect();
-    let earned = payee.ask(GetEarnings { since_s: None }).await?.channels;
-    let earned = earned.into_iter().find(|it| it.channel == paid.id);
-    let earned = earned.ok_or_else(|| missing(payee, "what it earned by its channel"))?;
-    Ok(ChannelBook {
-        channel: paid.id.clone(),
-        payer: payer.name().to_owned(),
-        payee: payee.name().to_owned(),
-        capacity_sat: paying.capacity_sat,
-        paid_sat: paying.paid_sat,
-        taken_sat: paid.paid_sat,
-        credit_msat: paying.credit_msat,
-        received_sat: earned.received_sat,
-        told_fees_sat: [paying.fees_sat, earned.fees_sat],
-        funded_sat: funded.unwrap_or(Amount::ZERO).to_sat(),
-        closed_sat: closed,
-        funding_fee_sat: chain.fee(funding.txid)?.to_sat(),
-        closing_fee_sat: chain.fee(closing)?.to_sat(),
-    })
-}
-
-/// What every wallet holds, in the order of the nodes.
-async fn balances(network: &Network) -> Result<Vec<Balance>, DemoError> {
-    let mut balances = Vec::new();
-    for node in network.nodes() {
-        balances.push(node.ask(GetBalance {}).await?);
-    }
-    Ok(balances)
-}
-
-/// What every wallet held and holds, once it has seen the whole chain.
-async fn wallets(network: &Network, before: &[Balance]) -> Result<Vec<WalletBook>, DemoError> {
-    let mut books = Vec::new();
-    for (node, before) in network.nodes().iter().zip(before) {
-        network.until_seen(node).await?;
-        let after = node.ask(GetBalance {}).await?;
-        books.push(WalletBook {
-            node: node.name().to_owned(),
-            before_sat: before.confirmed_sat,
-            after_sat: after.confirmed_sat,
-            open_sat: after.pending_sat + after.locked_sat + after.claimable_sat,
-        });
-    }
-    Ok(books)
 }

@@ -158,6 +158,24 @@ mod tests {
     use super::*;
 
     #[test]
+    #[ignore = "takes some 25 minutes of processor time"]
+    fn the_source_builds_and_the_result_runs() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let stage = folder.path().join("content");
+        fs::create_dir(&stage).unwrap();
+
+        fetch(&stage, &mut |said| eprintln!("{said}")).unwrap();
+
+        let built =
+            super::super::Bitcoind::probe(&stage.join("bitcoind"), super::super::Way::Built);
+        eprintln!("{}", built.unwrap());
+        // For whoever wants to keep what took so long.
+        if let Some(kept) = env::var_os("BITMESH_KEEP_BITCOIND") {
+            fs::copy(stage.join("bitcoind"), kept).unwrap();
+        }
+    }
+
+    #[test]
     fn the_percentage_of_a_step_is_read() {
         assert_eq!(percentage("[ 42%] Building CXX object x.o"), Some("42%"));
         assert_eq!(percentage("[100%] Built target bitcoind"), Some("100%"));

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
-use super::books::{Books, Discrepancy};
+use crate::books::{Books, Discrepancy};
 
 /// One file that was downloaded and was what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -4,9 +4,13 @@
 //! Nothing here asks anybody or does arithmetic of the product: the price rule is written out once
 //! more, on purpose.
 
+mod audit;
+
 use std::fmt;
 
 use serde::Serialize;
+
+pub use self::audit::{AuditError, Opening, audit, open};
 
 /// One side's view of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
