@@ -6,5 +6,6 @@
 pub mod chain;
 pub mod channel;
 pub mod keys;
+pub mod ledger;
 pub mod onchain;
 pub mod store;

@@ -1,5 +1,6 @@
 //! Two parties, their keys, and transactions to play with.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use bitcoin::absolute::LockTime;
@@ -88,9 +89,12 @@ pub(crate) fn accept(open: &Open) -> Accept {
 }
 
 pub(crate) fn contract() -> Contract {
-    let open = open();
-    let accept = accept(&open);
-    Contract::new(open, accept).unwrap()
+    static CONTRACT: LazyLock<Contract> = LazyLock::new(|| {
+        let open = open();
+        let accept = accept(&open);
+        Contract::new(open, accept).unwrap()
+    });
+    CONTRACT.clone()
 }
 
 /// A version 3 transaction that looks signed and pays `amount` to `script` at index 1.
@@ -121,9 +125,12 @@ pub(crate) fn funding_tx(script: &ScriptBuf, amount: Amount) -> Transaction {
 }
 
 pub(crate) fn tranche() -> Tranche {
-    let contract = contract();
-    let tx = funding_tx(contract.scripts().output(), CAPACITY);
-    contract.fund(&tx, 1).unwrap()
+    static TRANCHE: LazyLock<Tranche> = LazyLock::new(|| {
+        let contract = contract();
+        let tx = funding_tx(contract.scripts().output(), CAPACITY);
+        contract.fund(&tx, 1).unwrap()
+    });
+    TRANCHE.clone()
 }
 
 pub(crate) fn proposal() -> Proposal {

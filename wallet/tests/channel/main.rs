@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bip341;
+mod books;
 mod fixture;
 mod hostile;
 mod life;
