@@ -15,8 +15,6 @@
 //!
 //! [`RefusalCode::Busy`]: crate::protocol::RefusalCode::Busy
 
-#![allow(dead_code, reason = "the task behind these words follows")]
-
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -27,9 +25,22 @@ use bitmesh_market::identity::NodeId;
 use crate::protocol::{Cell, Hello, Request, Response, Topic};
 
 mod address;
+mod behaviour;
+mod bucket;
 mod config;
 mod counters;
+mod discovery;
+mod gossip;
+mod limits;
+mod outbox;
+mod peers;
+mod reach;
+mod redial;
+mod rpc;
 mod stream;
+mod streams;
+mod task;
+mod transport;
 
 pub use address::{Address, AddressError};
 pub use config::{
@@ -38,6 +49,7 @@ pub use config::{
 };
 pub use counters::{Counters, CountersSnapshot};
 pub use stream::{InboundStream, MeshStream, OpenError};
+pub use task::{StartError, start};
 
 /// Commands waiting for the mesh. The driver sends a handful per event; when the mesh cannot keep up
 /// even so, the driver is told and nothing grows.
@@ -353,3 +365,6 @@ impl Mesh {
         self.counters.snapshot()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use futures::{AsyncRead, AsyncWrite, AsyncWriteExt as _, FutureExt as _};
 use libp2p::Stream;
 use thiserror::Error;
 
+use super::streams::Use;
 use crate::protocol::hello::{Hello, Reply};
 use crate::protocol::message::RefusalCode;
 
@@ -16,17 +17,22 @@ use crate::protocol::message::RefusalCode;
 ///
 /// Dropping it without [`close`](AsyncWriteExt::close) resets it: the other side sees an error, not
 /// an end.
-pub struct MeshStream(Stream);
+pub struct MeshStream {
+    stream: Stream,
+    in_use: Use,
+}
 
 impl MeshStream {
-    pub(crate) const fn new(stream: Stream) -> Self {
-        Self(stream)
+    pub(crate) const fn new(stream: Stream, in_use: Use) -> Self {
+        Self { stream, in_use }
     }
 }
 
 impl fmt::Debug for MeshStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MeshStream").finish_non_exhaustive()
+        f.debug_struct("MeshStream")
+            .field("in_use", &self.in_use)
+            .finish_non_exhaustive()
     }
 }
 
@@ -36,7 +42,7 @@ impl AsyncRead for MeshStream {
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 
     fn poll_read_vectored(
@@ -44,7 +50,7 @@ impl AsyncRead for MeshStream {
         cx: &mut Context<'_>,
         bufs: &mut [io::IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_read_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_read_vectored(cx, bufs)
     }
 }
 
@@ -54,7 +60,7 @@ impl AsyncWrite for MeshStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -62,15 +68,15 @@ impl AsyncWrite for MeshStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_close(cx)
+        Pin::new(&mut self.stream).poll_close(cx)
     }
 }
 
@@ -79,12 +85,16 @@ impl AsyncWrite for MeshStream {
 /// Dropping it is an answer too: the other node sees [`OpenError::Broken`] at once.
 pub struct InboundStream {
     hello: Hello,
-    stream: Stream,
+    /// Boxed, so that a queue of events is not made of places for streams.
+    stream: Box<MeshStream>,
 }
 
 impl InboundStream {
-    pub(crate) const fn new(hello: Hello, stream: Stream) -> Self {
-        Self { hello, stream }
+    pub(crate) fn new(hello: Hello, stream: MeshStream) -> Self {
+        Self {
+            hello,
+            stream: Box::new(stream),
+        }
     }
 
     /// Which session it wants to belong to. Nothing about it has been checked: the lease may not
@@ -101,7 +111,7 @@ impl InboundStream {
     /// The stream's own, if the other node has given up.
     pub async fn accept(mut self) -> io::Result<MeshStream> {
         Reply::Accepted.write(&mut self.stream).await?;
-        Ok(MeshStream(self.stream))
+        Ok(*self.stream)
     }
 
     /// Turns the stream away. Never waits: if the reason cannot be written at once, the other node

@@ -7,8 +7,6 @@
 //! Only deterministic CBOR is read (see [`bitmesh_market::wire`]), so a message has exactly one
 //! spelling.
 
-#![allow(dead_code, reason = "the task that reads and writes frames follows")]
-
 use std::io;
 use std::sync::Arc;
 
