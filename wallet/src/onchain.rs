@@ -48,7 +48,7 @@ mod history;
 mod spend;
 
 pub use self::apply::{Applied, ApplyError};
-pub use self::changes::{ChangesError, SetAside};
+pub use self::changes::{ChangesError, Rebuilt};
 pub use self::fees::FeePolicy;
 pub use self::history::{HistoryEntry, Status};
 pub use self::spend::{CancelError, Payment, Preview, SpendError, Value};
@@ -166,20 +166,20 @@ impl fmt::Debug for Wallet {
 impl Wallet {
     /// Opens the wallet in `dir`, or makes one there. The directory is created if need be.
     ///
-    /// If the store was damaged, it is moved aside and the wallet starts over from its birthday;
-    /// the second value says so, and the operator should be told.
+    /// If the store was damaged, what is left of it is moved aside and the wallet starts over from
+    /// its birthday; the second value says so, and the operator should be told.
     ///
     /// # Errors
     ///
     /// Returns [`OpenError::OtherWallet`] if the directory belongs to other keys. Nothing is
     /// changed then.
-    pub fn open(dir: &Path, keys: Arc<Keys>) -> Result<(Self, Option<SetAside>), OpenError> {
+    pub fn open(dir: &Path, keys: Arc<Keys>) -> Result<(Self, Option<Rebuilt>), OpenError> {
         fs::create_dir_all(dir).map_err(|source| ChangesError::Io {
             path: dir.to_owned(),
             source,
         })?;
         let birthday = read_birthday(dir)?;
-        let (mut changes, state, mut aside) = Changes::open(dir)?;
+        let (mut changes, state, mut rebuilt) = Changes::open(dir)?;
         let coins = match state {
             None => None,
             Some(state) => match load(state, &keys) {
@@ -191,9 +191,9 @@ impl Wallet {
                     });
                 }
                 Err(error) => {
-                    let replaced = changes.replace_damaged(dir, error.to_string())?;
+                    let replaced = changes.replace_damaged(error.to_string())?;
                     changes = replaced.0;
-                    aside = Some(replaced.1);
+                    rebuilt = Some(replaced.1);
                     None
                 }
             },
@@ -219,7 +219,7 @@ impl Wallet {
             wallet.skip_to(birthday);
         }
         wallet.write(Flush::Now)?;
-        Ok((wallet, aside))
+        Ok((wallet, rebuilt))
     }
 
     /// Tells a wallet that has read nothing yet that there is nothing of its own up to and

@@ -316,7 +316,7 @@ fn sort_refusal(words: &str) -> Refusal {
         ("non-BIP68-final", Refusal::Rejected(NotFinal)),
         ("premature-spend", Refusal::Rejected(NotFinal)),
         ("non-mandatory-script", Refusal::Rejected(Policy)),
-        ("mandatory-script", Refusal::Rejected(Invalid)),
+        ("script-verify-flag", Refusal::Rejected(Invalid)),
         ("bad-txns", Refusal::Rejected(Invalid)),
         ("bad-witness", Refusal::Rejected(Policy)),
         ("decode failed", Refusal::Rejected(Invalid)),
@@ -367,6 +367,10 @@ mod tests {
             ),
             (
                 "mandatory-script-verify-flag-failed (Invalid Schnorr)",
+                Refusal::Rejected(Invalid),
+            ),
+            (
+                "mempool-script-verify-flag-failed (Invalid Schnorr signature)",
                 Refusal::Rejected(Invalid),
             ),
             (

@@ -57,11 +57,12 @@ pub(super) struct Changes {
     next: u64,
 }
 
-/// A store that could not be read, and where it was moved to.
+/// The store was damaged, and the wallet starts over from its birthday.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SetAside {
-    /// Where the damaged store is. It holds public keys and addresses, but no secret.
-    pub path: PathBuf,
+pub struct Rebuilt {
+    /// Where the damaged store is, if there was anything left of it. It holds public keys and
+    /// addresses, but no secret.
+    pub aside: Option<PathBuf>,
     /// What was wrong with it.
     pub detail: String,
 }
@@ -71,43 +72,54 @@ impl Changes {
     /// it is moved out of the way and an empty one is made.
     pub(super) fn open(
         dir: &Path,
-    ) -> Result<(Self, Option<ChangeSet>, Option<SetAside>), ChangesError> {
+    ) -> Result<(Self, Option<ChangeSet>, Option<Rebuilt>), ChangesError> {
         let path = dir.join(STORE_DIR);
-        match Self::open_and_read(&path) {
-            Ok((changes, state)) => Ok((changes, state, None)),
-            Err(ChangesError::Damaged { detail, .. }) => {
-                let aside = set_aside(&path)?;
-                let (changes, state) = Self::open_and_read(&path)?;
-                Ok((
+        let existed = path.exists();
+        let attempt = Attempt::begin(dir)?;
+        let opened = if attempt.has_failed_too_often() {
+            Err(ChangesError::Damaged {
+                path: path.clone(),
+                detail: "the process ended each time it was opened".into(),
+            })
+        } else {
+            Self::open_and_read(&path)
+        };
+        let opened = match opened {
+            // sled cuts a damaged file off where the damage begins. What is left of the wallet is
+            // an earlier state of it, and sound; but nothing at all is worth a word.
+            Ok((changes, None)) if existed => {
+                let detail = "it held nothing".into();
+                (
                     changes,
-                    state,
-                    Some(SetAside {
-                        path: aside,
+                    None,
+                    Some(Rebuilt {
+                        aside: None,
                         detail,
                     }),
-                ))
+                )
             }
-            Err(error) => Err(error),
-        }
+            Ok((changes, state)) => (changes, state, None),
+            Err(ChangesError::Damaged { detail, .. }) => {
+                let aside = Some(set_aside(&path)?);
+                let (changes, state) = Self::open_and_read(&path)?;
+                (changes, state, Some(Rebuilt { aside, detail }))
+            }
+            Err(error) => {
+                attempt.end()?;
+                return Err(error);
+            }
+        };
+        attempt.end()?;
+        Ok(opened)
     }
 
     /// Moves a store that opened well but makes no sense out of the way, and makes an empty one.
-    pub(super) fn replace_damaged(
-        self,
-        dir: &Path,
-        detail: String,
-    ) -> Result<(Self, SetAside), ChangesError> {
+    pub(super) fn replace_damaged(self, detail: String) -> Result<(Self, Rebuilt), ChangesError> {
         let path = self.path.clone();
         drop(self);
-        let aside = set_aside(&path)?;
-        let (changes, _) = Self::open_and_read(&dir.join(STORE_DIR))?;
-        Ok((
-            changes,
-            SetAside {
-                path: aside,
-                detail,
-            },
-        ))
+        let aside = Some(set_aside(&path)?);
+        let (changes, _) = Self::open_and_read(&path)?;
+        Ok((changes, Rebuilt { aside, detail }))
     }
 
     fn open_and_read(path: &Path) -> Result<(Self, Option<ChangeSet>), ChangesError> {
@@ -142,8 +154,12 @@ impl Changes {
                 .as_ref()
                 .try_into()
                 .map_err(|_| self.damaged("a key of the wrong length"))?;
+            let sequence = u64::from_be_bytes(sequence);
+            if records > 0 && sequence != self.next {
+                return Err(self.damaged("a record is missing"));
+            }
             let changes = decode(&value).map_err(|detail| self.damaged(detail))?;
-            self.next = u64::from_be_bytes(sequence).saturating_add(1);
+            self.next = sequence.saturating_add(1);
             records += 1;
             match &mut state {
                 Some(state) => state.merge(changes),
@@ -236,6 +252,44 @@ fn sort(path: &Path, error: sled::Error) -> ChangesError {
             path,
             detail: error.to_string(),
         },
+    }
+}
+
+/// How often in a row the process may end while it opens the store before the store is taken to be
+/// the reason. Once can be a power cut.
+const MAX_FAILED_ATTEMPTS: u8 = 2;
+
+/// Where the failed attempts are counted.
+const ATTEMPTS_FILE: &str = "coins.opening";
+
+/// Counts the attempts at opening a store that ended the process: a panic inside sled cannot be
+/// handled, and must not meet the operator at every start.
+struct Attempt {
+    file: PathBuf,
+    failed: u8,
+}
+
+impl Attempt {
+    fn begin(dir: &Path) -> Result<Self, ChangesError> {
+        let file = dir.join(ATTEMPTS_FILE);
+        let failed = fs::read(&file).map_or(0, |bytes| bytes.first().copied().unwrap_or(0));
+        let count = [failed.saturating_add(1)];
+        fs::write(&file, count).map_err(|source| ChangesError::Io {
+            path: file.clone(),
+            source,
+        })?;
+        Ok(Self { file, failed })
+    }
+
+    fn has_failed_too_often(&self) -> bool {
+        self.failed >= MAX_FAILED_ATTEMPTS
+    }
+
+    fn end(self) -> Result<(), ChangesError> {
+        fs::remove_file(&self.file).map_err(|source| ChangesError::Io {
+            path: self.file,
+            source,
+        })
     }
 }
 

@@ -1,0 +1,8 @@
+//! The wallet on a real chain: every test starts a bitcoind of its own on regtest.
+
+#![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
+
+mod bitcoind;
+mod coins;
+mod source;
+mod watcher;
