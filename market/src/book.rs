@@ -30,6 +30,8 @@ pub use ask::{Ask, AskId};
 pub use bid::{Bid, BidId, Misfit, TooManyBidsError, Where};
 pub use sync::Page;
 
+use ask::Facts;
+pub(crate) use ask::Listing;
 use bid::StandingBids;
 use bucket::Bucket;
 
@@ -68,7 +70,7 @@ pub struct OrderBook {
     /// Number of places over all sellers.
     places: usize,
     /// Live asks, cheapest first.
-    by_price: BTreeMap<PriceKey, Arc<Ask>>,
+    by_price: BTreeMap<PriceKey, (Facts, Arc<Ask>)>,
     /// When each place has to be looked at next.
     due: BTreeSet<(UnixTime, AskId)>,
     /// Strangers by how soon they are evicted: the last goes first.
@@ -385,7 +387,24 @@ impl OrderBook {
     /// All asks, cheapest first; equal prices in an order of this node's own. May hold some that
     /// have expired since [`expire`](Self::expire) was called.
     pub fn asks(&self) -> impl Iterator<Item = &Arc<Ask>> {
-        self.by_price.values()
+        self.by_price.values().map(|(_, ask)| ask)
+    }
+
+    /// As [`asks`](Self::asks), for a search that looks at many and takes few.
+    pub(crate) fn listings(&self) -> impl Iterator<Item = Listing<'_>> {
+        self.by_price.iter().map(|(key, (facts, ask))| Listing {
+            seller: key.id.seller(),
+            price: key.price,
+            facts: *facts,
+            ask,
+        })
+    }
+
+    /// The asks of one seller, cheapest first, for a search.
+    pub(crate) fn listings_of(&self, seller: &NodeId) -> impl Iterator<Item = Listing<'_>> {
+        let mut listings: Vec<_> = self.asks_of(seller).map(Listing::of).collect();
+        listings.sort_unstable_by_key(|listing| (listing.price, listing.ask.id()));
+        listings.into_iter()
     }
 
     /// Leaves a bid standing until `until`; insertions report when an ask satisfies it.
@@ -471,7 +490,7 @@ impl OrderBook {
         self.due.insert((place.due(), id));
         if let Held::Ask(ask) = &place.held {
             self.by_price
-                .insert(PriceKey::of(ask, lot), Arc::clone(ask));
+                .insert(PriceKey::of(ask, lot), (Facts::of(ask), Arc::clone(ask)));
         }
         if id.seller() != self.own {
             self.by_lot.insert((lot, id.seller()));

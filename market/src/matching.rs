@@ -1,10 +1,10 @@
 //! Which asks to try for a bid, best first.
 //!
-//! Deterministic: the same book, bid and seed give the same ranking on every machine (integers
+//! Deterministic: the same book, bid and request give the same ranking on every machine (integers
 //! only). A seller's rank, lower is better, is
 //!
 //! ```text
-//! log2(price) − log2(max(success, 1/32)) + (1/β)·log2(−log2(h))      h = SHA-256(seed ‖ seller)
+//! log2(price) − log2(max(success, 1/32)) + (1/β)·log2(−log2(h))      h = SHA-256(rfq id ‖ seller)
 //! ```
 //!
 //! The last term is the logarithm of a race: asks win with probability proportional to
@@ -17,8 +17,9 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use crate::book::{Ask, Bid, Misfit, OrderBook};
+use crate::book::{Ask, Bid, Listing, Misfit, OrderBook};
 use crate::identity::NodeId;
+use crate::quote::RfqId;
 use crate::time::UnixTime;
 use crate::units::Price;
 
@@ -120,8 +121,8 @@ pub struct NoMatchError {
 
 /// Ranks the asks of `book` for `bid`.
 ///
-/// `seed` makes this buyer's choice differ from others' and this time's from the last: 16 random
-/// bytes, the id of the request. `success` says what this node thinks of a seller.
+/// `rfq`, random for each request, makes this buyer's choice differ from others' and this time's
+/// from the last. `success` says what this node thinks of a seller.
 ///
 /// Of one seller only its best ask is ranked, and all its slots share one draw: more offers do not
 /// win more races.
@@ -132,69 +133,84 @@ pub struct NoMatchError {
 pub fn rank(
     book: &OrderBook,
     bid: &Bid,
-    seed: &[u8; 16],
+    rfq: RfqId,
     success: impl Fn(NodeId) -> Success,
     now: UnixTime,
 ) -> Result<Ranking, NoMatchError> {
-    let mut candidates: Vec<Match> = Vec::new();
-    let mut sellers = BTreeSet::new();
-    let mut cheapest = None;
-    for ask in fitting(book, bid) {
-        let price = ask.terms().price;
-        if price > bid.max_price && !candidates.is_empty() {
-            break;
-        }
-        match bid.check(ask, now) {
-            Ok(()) => {}
-            Err(Misfit::Price) => {
-                cheapest = Some(price);
-                break;
-            }
-            Err(_) => continue,
-        }
-        // The cheapest ask of a seller comes first, and its others cannot rank above it.
-        if sellers.insert(ask.seller()) {
-            let standing = success(ask.seller()).handicap();
-            let rank = log2(price.msat_per_gb().max(1)) + standing + jitter(seed, ask.seller());
-            candidates.push(Match {
-                ask: Arc::clone(ask),
-                rank,
-            });
-            if candidates.len() == MAX_CANDIDATES {
-                break;
-            }
-        }
+    let mut search = Search {
+        bid,
+        own: book.own(),
+        now,
+        sellers: BTreeSet::new(),
+        found: Vec::new(),
+        cheapest: None,
+    };
+    match bid.seller {
+        Some(seller) => search.run(book.listings_of(&seller)),
+        None => search.run(book.listings()),
     }
-    if candidates.is_empty() {
+    if search.found.is_empty() {
         return Err(NoMatchError {
-            cheapest,
+            cheapest: search.cheapest,
             asks: book.len(),
         });
     }
-    candidates.sort_unstable_by_key(|m| (m.rank, m.ask.terms().price, m.ask.id()));
-    Ok(Ranking {
-        matches: candidates,
-    })
+    let mut matches: Vec<_> = search
+        .found
+        .into_iter()
+        .map(|ask| {
+            let price = log2(ask.terms().price.msat_per_gb());
+            let rank = price + success(ask.seller()).handicap() + jitter(rfq, ask.seller());
+            Match { ask, rank }
+        })
+        .collect();
+    matches.sort_unstable_by_key(|m| (m.rank, m.ask.terms().price, m.ask.id()));
+    Ok(Ranking { matches })
 }
 
-/// The asks worth checking, cheapest first: all but this node's own, or those of the one seller.
-fn fitting<'a>(book: &'a OrderBook, bid: &Bid) -> Box<dyn Iterator<Item = &'a Arc<Ask>> + 'a> {
-    let own = book.own();
-    match bid.seller {
-        Some(seller) if seller != own => {
-            let mut asks: Vec<_> = book.asks_of(&seller).collect();
-            asks.sort_unstable_by_key(|ask| (ask.terms().price, ask.id()));
-            Box::new(asks.into_iter())
+/// A walk over asks, cheapest first, that stops as soon as it can.
+struct Search<'a> {
+    bid: &'a Bid,
+    own: NodeId,
+    now: UnixTime,
+    /// The sellers of what was found.
+    sellers: BTreeSet<NodeId>,
+    found: Vec<Arc<Ask>>,
+    /// The first price at which something would have been found.
+    cheapest: Option<Price>,
+}
+
+impl Search<'_> {
+    fn run<'a>(&mut self, listings: impl Iterator<Item = Listing<'a>>) {
+        for listing in listings {
+            let is_dearer = listing.price > self.bid.max_price;
+            let is_enough = self.found.len() == MAX_CANDIDATES;
+            if is_enough || (is_dearer && !self.found.is_empty()) {
+                return;
+            }
+            if listing.seller == self.own {
+                continue;
+            }
+            match listing.check(self.bid, self.now) {
+                // A seller's cheapest ask comes first, and its others cannot rank above it.
+                Ok(()) if self.sellers.insert(listing.seller) => {
+                    self.found.push(Arc::clone(listing.ask));
+                }
+                Ok(()) => {}
+                Err(Misfit::Price) => {
+                    self.cheapest = Some(listing.price);
+                    return;
+                }
+                Err(_) => {}
+            }
         }
-        Some(_) => Box::new(std::iter::empty()),
-        None => Box::new(book.asks().filter(move |ask| ask.seller() != own)),
     }
 }
 
-/// `(1/β)·log2(−log2(h))` with `h` uniform in (0, 1), drawn from seed and seller.
-fn jitter(seed: &[u8; 16], seller: NodeId) -> i64 {
+/// `(1/β)·log2(−log2(h))` with `h` uniform in (0, 1), drawn from request and seller.
+fn jitter(rfq: RfqId, seller: NodeId) -> i64 {
     let digest = Sha256::new()
-        .chain_update(seed)
+        .chain_update(rfq.as_bytes())
         .chain_update(seller.as_bytes())
         .finalize();
     let mut first = [0; 4];

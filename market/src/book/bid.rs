@@ -4,10 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::Ask;
+use super::ask::Listing;
 use crate::identity::NodeId;
 use crate::offer::{Cell, Egress, Modes, Rails, Region, Services, Tunnels};
 use crate::time::{Ttl, UnixTime};
@@ -117,36 +119,22 @@ impl Bid {
     ///
     /// The first reason why not; price comes last, so [`Misfit::Price`] means that a higher price
     /// would do.
-    pub fn check(&self, ask: &Ask, now: UnixTime) -> Result<(), Misfit> {
-        let terms = ask.terms();
-        let seller = ask.seller();
-        let is_sought = self.seller.is_none_or(|sought| sought == seller);
-        let is_there = match self.place {
-            Where::Anywhere => true,
-            Where::Region(region) => terms.region == Some(region),
-            Where::Cell(cell) => terms.cell.is_some_and(|other| cell.contains(&other)),
-        };
-        let quotas = terms.min_quota..=terms.max_quota;
-        let checks = [
-            (ask.is_live(now), Misfit::Expired),
-            (terms.rate >= self.min_rate, Misfit::Rate),
-            (quotas.contains(&self.quota), Misfit::Quota),
-            (
-                self.term.is_none_or(|term| term <= terms.max_term),
-                Misfit::Term,
-            ),
-            (terms.services.contains(self.services), Misfit::Services),
-            (terms.rails.intersects(self.rails), Misfit::Rails),
-            (terms.modes.intersects(self.modes), Misfit::Modes),
-            (terms.tunnels.intersects(self.tunnels), Misfit::Tunnels),
-            (terms.egress.contains(self.egress), Misfit::Egress),
-            (is_there, Misfit::Place),
-            (is_sought && !self.banned.contains(&seller), Misfit::Seller),
-            (terms.price <= self.max_price, Misfit::Price),
-        ];
-        match checks.into_iter().find(|(holds, _)| !holds) {
-            Some((_, misfit)) => Err(misfit),
-            None => Ok(()),
+    pub fn check(&self, ask: &Arc<Ask>, now: UnixTime) -> Result<(), Misfit> {
+        Listing::of(ask).check(self, now)
+    }
+
+    /// Whether this bid may be satisfied by `seller`.
+    pub(super) fn admits(&self, seller: &NodeId) -> bool {
+        self.seller.is_none_or(|sought| sought == *seller) && !self.banned.contains(seller)
+    }
+}
+
+impl Where {
+    pub(super) fn admits(self, region: Option<Region>, cell: Option<Cell>) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::Region(wanted) => region == Some(wanted),
+            Self::Cell(wanted) => cell.is_some_and(|cell| wanted.contains(&cell)),
         }
     }
 }
@@ -194,7 +182,7 @@ impl StandingBids {
             .map(|(id, (bid, until))| (*id, bid, *until))
     }
 
-    pub(super) fn woken_by(&self, ask: &Ask, now: UnixTime) -> Vec<BidId> {
+    pub(super) fn woken_by(&self, ask: &Arc<Ask>, now: UnixTime) -> Vec<BidId> {
         self.iter()
             .filter(|(_, bid, until)| now < *until && bid.check(ask, now).is_ok())
             .map(|(id, ..)| id)
