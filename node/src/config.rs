@@ -16,8 +16,9 @@ use thiserror::Error;
 
 pub use self::chain::{Bitcoind, Chain};
 pub use self::payments::{Payments, ZeroConf};
-pub use self::trade::{Buy, Egress, Ports, Sell};
+pub use self::trade::{Buy, Sell};
 use crate::mesh;
+use crate::tunnel::policy::PolicyConfig;
 
 /// Everything the operator may set. `Config::default()` is a buyer on mainnet that sells nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub struct Config {
     /// How this node buys.
     pub buy: Buy,
     /// What buyers may reach through this node.
-    pub egress: Egress,
+    pub egress: PolicyConfig,
     /// Limits on what may be at stake in channels.
     pub payments: Payments,
 }
@@ -47,7 +48,7 @@ impl Default for Config {
             mesh: mesh::Config::default(),
             sell: Sell::default(),
             buy: Buy::default(),
-            egress: Egress::default(),
+            egress: PolicyConfig::default(),
             payments: Payments::default(),
         }
     }

@@ -1,10 +1,19 @@
 //! A BitMesh node: mesh, tunnels, payments and control, joined by one driver loop.
 
+mod cache;
+mod chain;
+mod clock;
 pub mod config;
 pub mod control;
+mod driver;
+mod link;
 pub mod mesh;
 pub mod paths;
+mod payments;
 pub mod protocol;
+mod records;
 pub mod settings;
 pub mod tunnel;
 pub mod words;
+
+pub use driver::{StartError, run};

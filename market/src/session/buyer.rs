@@ -262,6 +262,12 @@ impl Buyer {
         }
     }
 
+    /// Whether it is on its way to its end: nothing is forwarded any more.
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Closing { .. })
+    }
+
     /// Takes note of what happened. Drain [`poll_output`](Self::poll_output) afterwards.
     pub fn handle(&mut self, input: Input, now: Instant) {
         if self.ending().is_some() {

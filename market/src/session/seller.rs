@@ -250,6 +250,12 @@ impl Seller {
         }
     }
 
+    /// Whether it is on its way to its end: nothing is forwarded any more.
+    #[must_use]
+    pub const fn is_closing(&self) -> bool {
+        matches!(self.phase, Phase::Leaving { .. })
+    }
+
     /// Takes note of what happened. Drain [`poll_output`](Self::poll_output) afterwards.
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bitmesh_market::envelope::Network;
 use serde::{Deserialize, Serialize};
 
 /// Where blocks come from, and how often to look.
@@ -38,4 +39,47 @@ pub struct Bitcoind {
     pub user: Option<String>,
     /// A file that holds the password of `user`, never the password itself.
     pub password_file: Option<PathBuf>,
+}
+
+impl Chain {
+    /// Where the source is, for people. Holds no secret.
+    pub(crate) fn place(&self, network: Network) -> String {
+        self.bitcoind
+            .address(network)
+            .trim_start_matches("http://")
+            .to_owned()
+    }
+}
+
+impl Bitcoind {
+    /// The address to call, with the network's usual port where none was given.
+    pub(crate) fn address(&self, network: Network) -> String {
+        if !self.url.is_empty() {
+            return self.url.clone();
+        }
+        let port = match network {
+            Network::Mainnet => 8_332,
+            Network::Signet => 38_332,
+            Network::Testnet4 => 48_332,
+            Network::Regtest => 18_443,
+        };
+        format!("http://127.0.0.1:{port}")
+    }
+
+    /// The cookie file, in bitcoind's usual place where none was given.
+    pub(crate) fn cookie_file(&self, network: Network) -> PathBuf {
+        if !self.cookie.as_os_str().is_empty() {
+            return self.cookie.clone();
+        }
+        let folder = match network {
+            Network::Mainnet => "",
+            Network::Signet => "signet",
+            Network::Testnet4 => "testnet4",
+            Network::Regtest => "regtest",
+        };
+        let home = std::env::var_os("HOME")
+            .map(PathBuf::from)
+            .unwrap_or_default();
+        home.join(".bitcoin").join(folder).join(".cookie")
+    }
 }

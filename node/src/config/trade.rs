@@ -53,33 +53,6 @@ pub struct Buy {
     pub cell: String,
 }
 
-/// What buyers may reach through this node.
-///
-/// Private, loopback, shared and metadata addresses, and this machine's own networks, are never
-/// reachable, whatever stands here; `allow` is the one exception and exists for tests.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Egress {
-    /// Which ports.
-    pub ports: Ports,
-    /// Addresses with port, for example `127.0.0.1:8080`, that are reachable although they are
-    /// private. For testnets; leave it empty on any other network.
-    pub allow: Vec<SocketAddr>,
-}
-
-/// Which ports buyers may reach.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Ports {
-    /// 80 and 443 only.
-    Web,
-    /// All but mail, file sharing and local discovery.
-    #[default]
-    Standard,
-    /// All.
-    Open,
-}
-
 impl Default for Sell {
     fn default() -> Self {
         Self {

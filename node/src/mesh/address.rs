@@ -42,6 +42,26 @@ impl Address {
         node_of_address(&self.0)
     }
 
+    /// Reads the binary form of a multiaddr, as it stands in an offer.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`AddressError`] if the bytes are no multiaddr.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, AddressError> {
+        Multiaddr::try_from(bytes.to_vec())
+            .map(Self)
+            .map_err(|error| AddressError {
+                text: format!("{} bytes", bytes.len()),
+                reason: error.to_string(),
+            })
+    }
+
+    /// The binary form of the multiaddr.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+
     /// The same address with `/p2p/…` of `node` at its end; `None` if another node's is there.
     #[must_use]
     pub fn with_node(&self, node: NodeId) -> Option<Self> {

@@ -25,7 +25,7 @@ pub const MAX_ASK_BYTES: usize = super::topic::MAX_GOSSIP_BYTES;
 
 /// Most asks in one page. A page of the largest asks fits [`MAX_RESPONSE_BYTES`](super::codec::MAX_RESPONSE_BYTES)
 /// only if they are fewer; [`Page`] counts both.
-pub const MAX_PAGE_ASKS: usize = 64;
+pub const MAX_PAGE_ASKS: usize = 256;
 
 /// Most bytes of asks in one page, all together.
 pub const MAX_PAGE_BYTES: usize = 40 * 1024;

@@ -73,13 +73,23 @@ impl Ingress {
     /// Returns the error of the socket, or [`io::ErrorKind::InvalidInput`] for an address that is
     /// not loopback: whoever reaches this port spends the buyer's money.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        if !address.ip().is_loopback() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("the proxy listens on loopback only, not on {address}"),
-            ));
-        }
-        let listener = TcpListener::bind(address).await?;
+        require_loopback(address)?;
+        Self::with_listener(TcpListener::bind(address).await?)
+    }
+
+    /// As [`bind`](Self::bind), for callers that cannot wait. Must be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](Self::bind).
+    pub fn listen(address: SocketAddr) -> io::Result<Self> {
+        require_loopback(address)?;
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Self::with_listener(TcpListener::from_std(listener)?)
+    }
+
+    fn with_listener(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             link: watch::Sender::new(None),
@@ -154,6 +164,16 @@ impl Ingress {
             old.end(Ended::Detached);
         }
     }
+}
+
+fn require_loopback(address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("the proxy listens on loopback only, not on {address}"),
+    ))
 }
 
 impl Drop for Ingress {

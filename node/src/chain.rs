@@ -1,0 +1,292 @@
+//! The chain's own thread: the one place that waits for a chain source.
+//!
+//! A chain source blocks, sometimes for long, and may fail for hours. It runs on a thread of its
+//! own, is asked again until it answers, and reports to the driver over a bounded channel: while the
+//! driver is busy, the chain waits, so a first sync of many blocks needs the memory of a few.
+
+use std::sync::mpsc as blocking;
+use std::thread;
+use std::time::Duration;
+
+use bitcoin::{Amount, FeeRate, OutPoint, Transaction, Txid};
+use bitmesh_wallet::chain::{
+    BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, Start, Tip,
+};
+use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::payee::Sighting;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::clock::Clock;
+
+/// Commands that may wait for the thread. Each is one transaction or one question of the driver's,
+/// and the driver asks few at a time.
+const COMMANDS: usize = 256;
+
+/// Blocks between now and confirmation that fees are bid for: an hour.
+const FEE_TARGET_BLOCKS: u16 = 6;
+
+/// Polls between two looks at the fee rate: it changes with the mempool, slowly.
+const POLLS_PER_FEERATE: u32 = 15;
+
+/// What the driver asks of the chain.
+#[derive(Debug)]
+pub(crate) enum ChainCommand {
+    /// Follow the chain from here, from now on. Nothing is reported before the first of these but
+    /// where the source stands.
+    Follow(Start),
+    /// Tell again what the mempool holds about this output, for a listener that has just begun to
+    /// watch it.
+    LookAgain(OutPoint),
+    /// Hand this transaction to the network. Asking twice is harmless.
+    Broadcast(Box<Transaction>),
+    /// Say what can be said of a funding that is in the mempool.
+    Weigh {
+        /// Whose funding it is.
+        channel: ProposalId,
+        /// The funding.
+        funding: Box<Transaction>,
+    },
+}
+
+/// What the chain reports to the driver.
+#[derive(Debug)]
+pub(crate) enum ChainUpdate {
+    /// A block came or went, or the mempool changed.
+    Event(ChainEvent),
+    /// The source answers for the first time.
+    Reached {
+        /// The block from which this wallet's history begins, so that none before it is read.
+        birth: BlockId,
+    },
+    /// Everything the source has was reported; where it stands itself.
+    Tip(Tip),
+    /// The fee rate for confirmation within an hour, in sat per virtual byte, rounded up.
+    FeeRate(u64),
+    /// What became of a broadcast. A failure says why; the transaction was not handed over.
+    Broadcast(Txid, Result<(), BroadcastError>),
+    /// What can be said of a funding in the mempool.
+    Weighed {
+        /// Whose funding it is.
+        channel: ProposalId,
+        /// What is known.
+        sighting: Sighting,
+    },
+    /// The source does not answer; it is being asked again. Sent once per spell of trouble.
+    Trouble(String),
+}
+
+/// The driver's end of the chain thread. Dropping it ends the thread at its next wait.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    commands: blocking::SyncSender<ChainCommand>,
+}
+
+impl Chain {
+    /// Starts the thread. `updates` should hold few: each may carry a block.
+    ///
+    /// # Errors
+    ///
+    /// The system's, if it gives no thread.
+    pub(crate) fn start(
+        source: Box<dyn ChainSource>,
+        clock: Clock,
+        every: Duration,
+        birth_height: Option<u32>,
+        updates: mpsc::Sender<ChainUpdate>,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = blocking::sync_channel(COMMANDS);
+        let mut watch = Watch {
+            source,
+            clock,
+            every,
+            updates,
+            polls: 0,
+            reached: false,
+            follows: false,
+            birth_height,
+            in_trouble: false,
+        };
+        thread::Builder::new()
+            .name("chain".to_owned())
+            .spawn(move || watch.run(&inbox))?;
+        Ok(Self { commands })
+    }
+
+    /// Queues a command. If the thread is so far behind that the queue is full, the command is
+    /// dropped with a warning: every transaction that matters is broadcast again after each block.
+    pub(crate) fn ask(&self, command: ChainCommand) {
+        if self.commands.try_send(command).is_err() {
+            warn!("the chain thread is behind; a request to it was dropped and will be repeated");
+        }
+    }
+}
+
+/// The driver has gone.
+struct Gone;
+
+struct Watch {
+    source: Box<dyn ChainSource>,
+    clock: Clock,
+    every: Duration,
+    updates: mpsc::Sender<ChainUpdate>,
+    polls: u32,
+    /// Set once the source has answered.
+    reached: bool,
+    follows: bool,
+    /// Where the wallet's history begins; `None` is now.
+    birth_height: Option<u32>,
+    in_trouble: bool,
+}
+
+impl Watch {
+    fn run(&mut self, inbox: &blocking::Receiver<ChainCommand>) {
+        loop {
+            let looked = if self.follows {
+                self.look()
+            } else {
+                self.stand()
+            };
+            if looked.is_err() {
+                return;
+            }
+            // Commands that came while looking are done together, then it is time to look again.
+            let mut next = inbox.recv_timeout(self.every);
+            loop {
+                match next {
+                    Ok(command) => {
+                        if self.perform(command).is_err() {
+                            return;
+                        }
+                    }
+                    Err(blocking::RecvTimeoutError::Timeout) => break,
+                    Err(blocking::RecvTimeoutError::Disconnected) => return,
+                }
+                next = inbox.recv_timeout(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Reports all that is new.
+    fn look(&mut self) -> Result<(), Gone> {
+        loop {
+            let events = match self.source.poll(self.clock.unix().secs()) {
+                Ok(events) => events,
+                Err(error) => return self.trouble(&error),
+            };
+            if events.is_empty() {
+                break;
+            }
+            for event in events {
+                self.report(ChainUpdate::Event(event))?;
+            }
+        }
+        self.stand()?;
+        if self.polls.is_multiple_of(POLLS_PER_FEERATE) {
+            // No estimate is not trouble: a young chain has none, and the configured one serves.
+            if let Ok(rate) = self.source.feerate(FEE_TARGET_BLOCKS) {
+                self.report(ChainUpdate::FeeRate(rate.to_sat_per_vb_ceil()))?;
+            }
+        }
+        self.polls = self.polls.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Reports where the source stands.
+    fn stand(&mut self) -> Result<(), Gone> {
+        match self.source.tip() {
+            Ok(tip) => {
+                if self.in_trouble {
+                    info!("the chain source answers again");
+                    self.in_trouble = false;
+                }
+                if !self.reached {
+                    let birth = match self.birth_height {
+                        None => Some(tip.block),
+                        Some(height) => match self.source.block_at(height) {
+                            Ok(block) => block,
+                            Err(error) => return self.trouble(&error),
+                        },
+                    };
+                    self.reached = true;
+                    self.report(ChainUpdate::Reached {
+                        birth: birth.unwrap_or(tip.block),
+                    })?;
+                }
+                self.report(ChainUpdate::Tip(tip))
+            }
+            Err(error) => self.trouble(&error),
+        }
+    }
+
+    fn perform(&mut self, command: ChainCommand) -> Result<(), Gone> {
+        match command {
+            ChainCommand::Follow(start) => {
+                self.source.restart(start);
+                self.follows = true;
+                Ok(())
+            }
+            ChainCommand::LookAgain(outpoint) => {
+                match self.source.look_again(&[outpoint.txid], &[outpoint]) {
+                    Ok(()) => Ok(()),
+                    Err(error) => self.trouble(&error),
+                }
+            }
+            ChainCommand::Broadcast(transaction) => {
+                let outcome = self.source.broadcast(&transaction).map(|_| ());
+                self.report(ChainUpdate::Broadcast(transaction.compute_txid(), outcome))
+            }
+            ChainCommand::Weigh { channel, funding } => match self.weigh(&funding) {
+                Ok(sighting) => self.report(ChainUpdate::Weighed { channel, sighting }),
+                Err(error) => self.trouble(&error),
+            },
+        }
+    }
+
+    /// Finds out whether a funding spends confirmed coins, and what it pays.
+    fn weigh(&self, funding: &Transaction) -> Result<Sighting, ChainError> {
+        let mut spent = Some(Amount::ZERO);
+        for input in &funding.input {
+            let output = self.source.confirmed_output(&input.previous_output)?;
+            spent = match (spent, output) {
+                (Some(sum), Some(output)) => sum.checked_add(output.value),
+                (_, None) | (None, _) => None,
+            };
+        }
+        let made = funding
+            .output
+            .iter()
+            .try_fold(Amount::ZERO, |sum, o| sum.checked_add(o.value));
+        let fee = spent
+            .zip(made)
+            .and_then(|(spent, made)| spent.checked_sub(made));
+        let feerate = fee.and_then(|fee| {
+            let weight = funding.weight();
+            fee.to_sat()
+                .checked_mul(1_000)
+                .map(|fee| FeeRate::from_sat_per_kwu(fee / weight.to_wu().max(1)))
+        });
+        let wanted = self
+            .source
+            .feerate(FEE_TARGET_BLOCKS)
+            .unwrap_or(FeeRate::BROADCAST_MIN);
+        Ok(Sighting {
+            has_confirmed_inputs: spent.is_some(),
+            feerate: feerate.unwrap_or(FeeRate::ZERO),
+            wanted_feerate: wanted,
+        })
+    }
+
+    fn trouble(&mut self, error: &ChainError) -> Result<(), Gone> {
+        if self.in_trouble {
+            return Ok(());
+        }
+        self.in_trouble = true;
+        warn!(%error, "the chain source does not answer; asking again");
+        self.report(ChainUpdate::Trouble(error.to_string()))
+    }
+
+    fn report(&self, update: ChainUpdate) -> Result<(), Gone> {
+        self.updates.blocking_send(update).map_err(|_| Gone)
+    }
+}

@@ -1,0 +1,389 @@
+//! Channels, coins and the chain: what `payments` wants done, and what the chain reports.
+
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction};
+use bitmesh_market::identity::NodeId;
+use bitmesh_market::lease::LeaseId;
+use bitmesh_market::session::CloseReason;
+use bitmesh_market::units::Msat;
+use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
+use bitmesh_wallet::chain::{BlockId, BroadcastError, ChainEvent, Start, Tip};
+use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::deadline::BlockHeight;
+use bitmesh_wallet::channel::message::Message;
+use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
+use bitmesh_wallet::onchain::{Applied, SpendError};
+use tracing::{debug, error, info, warn};
+
+use super::{Asked, Driver};
+use crate::chain::{ChainCommand, ChainUpdate};
+use crate::control::api;
+use crate::mesh::{Command, InboundId};
+use crate::payments::{ChainFact, Output};
+use crate::protocol::{Request, Response};
+use crate::records::{Kind, OpenedRecord};
+
+/// A channel's funding, being watched.
+#[derive(Debug)]
+pub(super) struct Watched {
+    channel: ProposalId,
+    funding: Transaction,
+    pub(super) confirmations: u32,
+}
+
+impl Driver {
+    /// Performs everything the payments room wants done, in order.
+    pub(super) fn drain_payments(&mut self) {
+        while let Some(output) = self.payments.poll_output() {
+            if self.broken {
+                return;
+            }
+            match output {
+                Output::Persist(record) => self.persist_channel(&record),
+                Output::Send { to, message } => self.send_channel(to, &message),
+                Output::Fund {
+                    channel,
+                    script,
+                    amount,
+                } => self.fund(channel, script, amount),
+                Output::Broadcast(transaction) => self.broadcast(&transaction),
+                Output::Watch {
+                    channel,
+                    outpoint,
+                    script,
+                    funding,
+                } => {
+                    self.watch(channel, outpoint, script, &funding);
+                }
+                Output::CloseDue {
+                    channel,
+                    blocks_left,
+                } => {
+                    warn!(%channel, blocks_left, "a channel's deadline has come; closing it");
+                    if let Err(error) = self.close_channel(channel, None) {
+                        error!(%channel, %error, "the channel could not be closed");
+                    }
+                }
+                Output::RefundDue { channel } => {
+                    let (feerate, now) = (self.payments.feerate(), self.clock.now());
+                    if let Err(error) = self.payments.refund(channel, feerate, now) {
+                        debug!(%channel, %error, "the refund has to wait");
+                    }
+                }
+                Output::Paid { lease, total } => self.session_paid(lease, total),
+                Output::Deferred { lease, total } => self.session_deferred(lease, total),
+                Output::PayFailed { lease, failure } => self.session_pay_failed(lease, failure),
+                Output::ChannelEnding { lease } => {
+                    self.close_session(lease, CloseReason::ChannelLost);
+                }
+                Output::Changed(channel) => {
+                    let view = self.payments.channel(channel);
+                    let channel = view.map(|view| self.channel_view(&view));
+                    self.tell(channel.map(|channel| api::Event::ChannelChanged { channel }));
+                }
+            }
+        }
+    }
+
+    fn persist_channel(&mut self, record: &Record) {
+        self.persist_raw(JOURNAL_KIND, &record.to_bytes());
+        if matches!(record.fact, Fact::Proposed { .. } | Fact::Agreed { .. }) {
+            let (channel, at) = (record.proposal, self.unix());
+            self.persist(Kind::Opened, &OpenedRecord::new(channel, at).to_bytes());
+            self.payments.restore_opened(channel, at);
+        }
+    }
+
+    /// Sends a channel message by the way that is open: as the answer to the peer's own request, on
+    /// the session's control stream, or as a request.
+    fn send_channel(&mut self, to: NodeId, message: &Message) {
+        if let Some((peer, inbound)) = self.answering
+            && peer == to
+        {
+            self.answering = None;
+            let response = Response::Channel(message.to_bytes());
+            self.mesh_do(Command::Respond { inbound, response });
+        } else if !self.send_on_session(to, message) {
+            let request = Request::Channel(message.to_bytes());
+            self.ask_mesh(to, request, Asked::Channel { peer: to });
+        }
+    }
+
+    /// A peer's channel message came, by whatever way.
+    pub(super) fn channel_bytes(&mut self, from: NodeId, bytes: &[u8], inbound: Option<InboundId>) {
+        let now = self.clock.now();
+        // Outputs of earlier inputs are not answers to this request.
+        self.drain_payments();
+        self.answering = inbound.map(|inbound| (from, inbound));
+        match Message::from_bytes(bytes) {
+            Ok(message) => {
+                if let Err(error) = self.payments.received(from, message, now) {
+                    debug!(%from, %error, "a channel message was refused");
+                }
+            }
+            Err(error) if bytes.is_empty() => {
+                debug!(%from, %error, "nothing to say on the channel");
+            }
+            Err(error) => warn!(%from, %error, "bytes that are no channel message"),
+        }
+        self.drain_payments();
+        if let Some((_, inbound)) = self.answering.take() {
+            let response = Response::Channel(Vec::new());
+            self.mesh_do(Command::Respond { inbound, response });
+        }
+    }
+
+    fn fund(&mut self, channel: ProposalId, script: ScriptBuf, amount: Amount) {
+        let (feerate, now) = (self.payments.feerate(), self.clock.now());
+        let made = self.wallet.fund(&script, amount, feerate);
+        match made {
+            Ok((transaction, preview)) => {
+                let funded = self
+                    .payments
+                    .funded(channel, transaction.clone(), preview.fee, now);
+                if let Err(error) = funded {
+                    error!(%channel, %error, "the wallet's funding does not fund the channel");
+                    self.wallet.release(&transaction);
+                }
+            }
+            Err(error) => {
+                warn!(%channel, %error, "the channel cannot be funded");
+                self.funding_problem = Some(error);
+                self.payments.funding_failed(channel, now);
+            }
+        }
+    }
+
+    /// Hands a transaction to the chain, after the wallet has written down that it is spent.
+    pub(super) fn broadcast(&mut self, transaction: &Transaction) {
+        let now = self.unix().secs();
+        if let Err(error) = self.wallet.record(transaction, now) {
+            error!(%error, "a transaction is not broadcast: the wallet could not write it down");
+            return;
+        }
+        self.chain_do(ChainCommand::Broadcast(Box::new(transaction.clone())));
+        self.tell_wallet();
+    }
+
+    fn watch(
+        &mut self,
+        channel: ProposalId,
+        outpoint: OutPoint,
+        script: ScriptBuf,
+        funding: &Transaction,
+    ) {
+        let watched = Watched {
+            channel,
+            funding: funding.clone(),
+            confirmations: 0,
+        };
+        self.watched.insert(outpoint, watched);
+        let output = usize::try_from(outpoint.vout)
+            .ok()
+            .and_then(|i| funding.output.get(i));
+        if let Some(output) = output
+            && let Err(error) = self.wallet.learn_output(outpoint, output.clone())
+        {
+            debug!(%error, "a closing fee will not be shown");
+        }
+        match self.watcher.watch(outpoint, script, funding) {
+            Ok(()) => self.chain_do(ChainCommand::LookAgain(outpoint)),
+            Err(error) => error!(%channel, %error, "a channel cannot be watched"),
+        }
+        self.watcher_events();
+    }
+
+    /// Seller: closes a channel with its best voucher, to a fresh script of the wallet.
+    pub(super) fn close_channel(
+        &mut self,
+        channel: ProposalId,
+        feerate: Option<bitcoin::FeeRate>,
+    ) -> Result<(), String> {
+        let payout = self
+            .wallet
+            .change_script()
+            .map_err(|error| error.to_string())?;
+        let feerate = feerate.unwrap_or_else(|| self.payments.feerate());
+        let now = self.clock.now();
+        self.payments
+            .close(channel, payout, feerate, now)
+            .map_err(|error| error.to_string())
+    }
+
+    pub(super) fn chain_update(&mut self, update: ChainUpdate) {
+        match update {
+            ChainUpdate::Event(event) => self.chain_event(&event),
+            ChainUpdate::Reached { birth } => self.chain_reached(birth),
+            ChainUpdate::Tip(tip) => self.chain_tip(tip),
+            ChainUpdate::FeeRate(feerate) => {
+                self.feerate = Some(feerate);
+                self.payments.feerate_changed(feerate);
+            }
+            ChainUpdate::Weighed { channel, sighting } => {
+                let now = self.clock.now();
+                self.payments
+                    .on_chain(channel, ChainFact::Seen(sighting), now);
+            }
+            ChainUpdate::Broadcast(txid, Ok(())) => info!(%txid, "handed to the network"),
+            ChainUpdate::Broadcast(txid, Err(BroadcastError::Rejected(reason))) => {
+                // The watcher tells what became of it; a rejection may only mean it is known.
+                warn!(%txid, %reason, "the chain does not take a transaction");
+            }
+            ChainUpdate::Broadcast(txid, Err(BroadcastError::Chain(error))) => {
+                warn!(%txid, %error, "a transaction waits for the chain source");
+            }
+            ChainUpdate::Trouble(problem) => self.chain_trouble = Some(problem),
+        }
+    }
+
+    fn chain_event(&mut self, event: &ChainEvent) {
+        match self.wallet.apply(event) {
+            Ok(Applied::Unchanged) => {}
+            Ok(Applied::Changed) => self.tell_wallet(),
+            Err(error) => {
+                warn!(%error, "the wallet lost its place in the chain; reading from where it stood");
+                self.follow_chain();
+                return;
+            }
+        }
+        if let Err(error) = self.watcher.apply(event) {
+            warn!(%error, "the watcher lost its place in the chain; reading from where it stood");
+            self.follow_chain();
+        }
+        self.watcher_events();
+    }
+
+    fn watcher_events(&mut self) {
+        let now = self.clock.now();
+        while let Some(event) = self.watcher.poll_event() {
+            let (outpoint, fact) = match event {
+                WatchEvent::Seen { outpoint } => {
+                    // The payee trusts unconfirmed funding by what it spends and pays.
+                    if let Some(watched) = self.watched.get_mut(&outpoint) {
+                        watched.confirmations = 0;
+                        let (channel, funding) =
+                            (watched.channel, Box::new(watched.funding.clone()));
+                        self.chain_do(ChainCommand::Weigh { channel, funding });
+                    }
+                    continue;
+                }
+                WatchEvent::Depth {
+                    outpoint,
+                    confirmations,
+                } => {
+                    if let Some(watched) = self.watched.get_mut(&outpoint) {
+                        watched.confirmations = confirmations;
+                    }
+                    (outpoint, ChainFact::Confirmed(confirmations))
+                }
+                WatchEvent::Conflicted {
+                    outpoint,
+                    confirmations,
+                    ..
+                } => (outpoint, ChainFact::Conflicted(confirmations)),
+                WatchEvent::Dropped { outpoint } => (outpoint, ChainFact::Dropped),
+                WatchEvent::Spent {
+                    outpoint,
+                    transaction,
+                    height,
+                } => (
+                    outpoint,
+                    ChainFact::Spent(Box::new((*transaction).clone()), height),
+                ),
+                WatchEvent::Unspent { outpoint } => (outpoint, ChainFact::Unspent),
+            };
+            if let Some(watched) = self.watched.get(&outpoint) {
+                self.payments.on_chain(watched.channel, fact, now);
+            }
+        }
+    }
+
+    /// The source has told all it knows, or has just been reached for the first time.
+    fn chain_tip(&mut self, tip: Tip) {
+        self.chain_tip = Some(tip);
+        self.chain_trouble = None;
+        if !self.is_synced() || self.told_tip == Some(tip.block) {
+            return;
+        }
+        self.told_tip = Some(tip.block);
+        let now = self.clock.now();
+        self.payments
+            .tip_changed(BlockHeight::new(tip.block.height), now);
+        if let Err(error) = self.wallet.persist() {
+            warn!(%error, "the wallet's cache was not written; blocks will be read again");
+        }
+        self.cache.keep_watcher(&self.watcher.snapshot());
+        for transaction in self.wallet.outgoing() {
+            let transaction = Box::new((*transaction).clone());
+            self.chain_do(ChainCommand::Broadcast(transaction));
+        }
+        self.tell(Some(api::Event::BlockConnected {
+            height: tip.block.height,
+        }));
+    }
+
+    /// Begins to follow the chain. A wallet that has read nothing yet begins where its history does.
+    fn chain_reached(&mut self, birth: BlockId) {
+        if self.wallet.tip().height == 0 && birth.height > 0 {
+            match self.wallet.start_at(birth) {
+                Ok(()) if self.watched.is_empty() => self.watcher = Watcher::new(birth),
+                Ok(()) => {}
+                Err(error) => warn!(%error, "the wallet reads the chain from its beginning"),
+            }
+        }
+        self.follow_chain();
+    }
+
+    /// Follows the chain from the lower of the two places that wallet and watcher know.
+    fn follow_chain(&self) {
+        let (wallet, watcher) = (self.wallet.start(), self.watcher.start());
+        let lower = if self.wallet.tip().height <= self.watcher.height() {
+            &wallet
+        } else {
+            &watcher
+        };
+        let mut start = Start {
+            locator: lower.locator.clone(),
+            floor: lower.floor,
+            unconfirmed: Vec::new(),
+        };
+        start.unconfirmed.extend(wallet.unconfirmed);
+        start.unconfirmed.extend(watcher.unconfirmed);
+        self.chain_do(ChainCommand::Follow(start));
+    }
+
+    /// Whether the wallet has applied every block that the source knows.
+    pub(super) fn is_synced(&self) -> bool {
+        self.chain_tip
+            .is_some_and(|tip| !tip.syncing && self.wallet.tip() == tip.block)
+    }
+
+    pub(super) fn tell_wallet(&self) {
+        self.tell(Some(api::Event::WalletChanged {
+            wallet: self.balance_view(),
+        }));
+    }
+
+    pub(super) fn tell_payment(&self, id: LeaseId, delta: Msat, total: Msat) {
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        let role = session.role();
+        let channel = self.payments.channel_in_use(role, session.peer);
+        self.tell(Some(api::Event::Payment {
+            role: super::words::role(role),
+            lease: id.to_string(),
+            channel: channel.map(|channel| channel.id).unwrap_or_default(),
+            delta_msat: delta.msat(),
+            paid_msat: total.msat(),
+        }));
+    }
+
+    /// What opening a channel of `capacity` would cost now.
+    pub(super) fn funding_fee(&mut self, capacity: Amount) -> Result<Amount, SpendError> {
+        let script = self.wallet.change_script()?;
+        let feerate = self.payments.feerate();
+        self.wallet
+            .preview_fund(&script, capacity, feerate)
+            .map(|preview| preview.fee)
+    }
+}

@@ -1,0 +1,1233 @@
+//! Where leases meet channels: the only room that knows both.
+//!
+//! A session says "bring what is paid to this many millisatoshi"; a channel knows running totals of
+//! whole satoshi. Between the two stands one [`Account`] for each pair and direction, which outlives
+//! leases and channels alike. Everything here is a machine like the others: told what happened,
+//! drained for what to do.
+
+mod account;
+mod views;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction};
+use bitmesh_market::identity::NodeId;
+use bitmesh_market::lease::LeaseId;
+use bitmesh_market::session::PayFailure;
+use bitmesh_market::time::UnixTime;
+use bitmesh_market::units::Msat;
+use bitmesh_wallet::channel::deadline::BlockHeight;
+use bitmesh_wallet::channel::exposure::ZeroConfBudget;
+use bitmesh_wallet::channel::message::{Message, Open, Refused};
+use bitmesh_wallet::channel::params::{Parties, PayeePolicy, PayerPolicy, Tranche};
+use bitmesh_wallet::channel::payee::{self, Acceptance, Payee};
+use bitmesh_wallet::channel::payer::{self, PayError, Payer};
+use bitmesh_wallet::channel::record::{Fact, Record};
+use bitmesh_wallet::channel::{ChannelId, PartyId, ProposalId, tx};
+use bitmesh_wallet::keys::{Keys, Role};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use self::account::Account;
+pub(crate) use self::views::{ChannelStage, ChannelView};
+
+/// Channels that were accepted and not funded yet, of all buyers together. Each costs the seller one
+/// key and one record, and the buyer nothing; an honest buyer funds within seconds.
+const MAX_UNFUNDED: usize = 64;
+
+/// What to do. Performed in order, each before the next.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// Make this durable before performing what follows.
+    Persist(Record),
+    /// Send this to a peer, by whatever way is open. It may get lost.
+    Send {
+        /// Whom to.
+        to: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// Make a funding transaction and answer with [`Payments::funded`] or
+    /// [`Payments::funding_failed`].
+    Fund {
+        /// For which channel.
+        channel: ProposalId,
+        /// The script to pay to.
+        script: ScriptBuf,
+        /// How much.
+        amount: Amount,
+    },
+    /// Hand this to the chain.
+    Broadcast(Box<Transaction>),
+    /// Watch this output and report what happens to it.
+    Watch {
+        /// For which channel.
+        channel: ProposalId,
+        /// The funding output.
+        outpoint: OutPoint,
+        /// Its script.
+        script: ScriptBuf,
+        /// The transaction that makes it.
+        funding: Box<Transaction>,
+    },
+    /// The channel's deadline has come: answer with [`Payments::close`].
+    CloseDue {
+        /// Which channel.
+        channel: ProposalId,
+        /// Blocks until the payer's refund is valid too.
+        blocks_left: u32,
+    },
+    /// The payer may take its money back: answer with [`Payments::refund`].
+    RefundDue {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// Tell this lease's session what it has paid in all, credit included.
+    Paid {
+        /// The lease.
+        lease: LeaseId,
+        /// The running total.
+        total: Msat,
+    },
+    /// Seller: a voucher for this running total is held, and counts once the funding is deeper.
+    Deferred {
+        /// The lease.
+        lease: LeaseId,
+        /// The running total it would make.
+        total: Msat,
+    },
+    /// Tell this lease's session that a payment will not happen.
+    PayFailed {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        failure: PayFailure,
+    },
+    /// Service on this lease must end: its channel is.
+    ChannelEnding {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Something about this channel changed that people may want to see.
+    Changed(ProposalId),
+}
+
+/// Why a channel is not opened, closed or refunded. Nothing was changed.
+#[derive(Debug, Error)]
+pub(crate) enum PaymentsError {
+    /// No channel of that id.
+    #[error("no such channel")]
+    Unknown,
+    /// The chain's height is not known yet, so no expiry can be chosen.
+    #[error("the height of the chain is not known yet")]
+    NoTip,
+    /// All keys of the wallet's channel branch are used up.
+    #[error("no channel key is left")]
+    NoKey,
+    /// The payer's machine refused.
+    #[error(transparent)]
+    Payer(#[from] payer::Error),
+    /// The payee's machine refused.
+    #[error(transparent)]
+    Payee(#[from] payee::Error),
+}
+
+/// What this node insists on in channels.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    /// As a seller.
+    pub(crate) payee: PayeePolicy,
+    /// As a buyer.
+    pub(crate) payer: PayerPolicy,
+    /// What all unconfirmed channels together may be credited.
+    pub(crate) zero_conf_total: Amount,
+    /// Blocks until a new channel of this buyer expires.
+    pub(crate) expiry_blocks: u32,
+}
+
+/// One direction of one pair: everything this node pays a seller, or is paid by a buyer.
+#[derive(Debug, Default)]
+struct Pair {
+    account: Account,
+    /// The channel in use; the latest.
+    channel: Option<ProposalId>,
+    /// The lease being carried out, if any. One at a time: a second would race it for the credit.
+    lease: Option<LeaseId>,
+    /// Buyer: the session's total that waits for the channel to be ready.
+    wanted: Option<Msat>,
+}
+
+#[derive(Debug)]
+struct Channel<M> {
+    machine: M,
+    peer: NodeId,
+    /// What this node has paid the miners for it.
+    fees: Amount,
+    /// The transaction that this node has made to end it.
+    ending: Option<Transaction>,
+}
+
+impl<M> Channel<M> {
+    fn new(machine: M, peer: NodeId) -> Self {
+        Self {
+            machine,
+            peer,
+            fees: Amount::ZERO,
+            ending: None,
+        }
+    }
+}
+
+/// All channels and accounts of this node.
+#[derive(Debug)]
+pub(crate) struct Payments {
+    me: NodeId,
+    network: Network,
+    keys: Arc<Keys>,
+    policy: Policy,
+    payers: BTreeMap<ProposalId, Channel<Payer>>,
+    payees: BTreeMap<ProposalId, Channel<Payee>>,
+    by_channel: BTreeMap<ChannelId, ProposalId>,
+    bought: BTreeMap<NodeId, Pair>,
+    sold: BTreeMap<NodeId, Pair>,
+    budget: ZeroConfBudget,
+    tip: Option<BlockHeight>,
+    /// In sat per virtual byte.
+    feerate: u64,
+    next_payer_key: u32,
+    next_payee_key: u32,
+    /// When each channel was proposed, for people.
+    opened: BTreeMap<ProposalId, UnixTime>,
+    outputs: VecDeque<Output>,
+}
+
+impl Payments {
+    pub(crate) fn new(
+        me: NodeId,
+        network: Network,
+        keys: Arc<Keys>,
+        policy: Policy,
+        feerate: u64,
+    ) -> Self {
+        let budget = ZeroConfBudget::new(policy.zero_conf_total);
+        Self {
+            me,
+            network,
+            keys,
+            policy,
+            payers: BTreeMap::new(),
+            payees: BTreeMap::new(),
+            by_channel: BTreeMap::new(),
+            bought: BTreeMap::new(),
+            sold: BTreeMap::new(),
+            budget,
+            tip: None,
+            feerate,
+            next_payer_key: 0,
+            next_payee_key: 0,
+            opened: BTreeMap::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Rebuilds one channel from its records, in the order they were written. Called once for each
+    /// proposal, before anything else happens, oldest first: the last is the one in use.
+    ///
+    /// # Errors
+    ///
+    /// Says which rule the records break. Money may stand on them: the caller must not go on without.
+    pub(crate) fn restore(&mut self, records: Vec<Record>, now: Instant) -> Result<(), String> {
+        let Some(first) = records.first() else {
+            return Ok(());
+        };
+        let proposal = first.proposal;
+        match &first.fact {
+            Fact::Proposed {
+                open, key_index, ..
+            } => {
+                let (seller, index) = (node(open.payee)?, *key_index);
+                let fees = records.iter().find_map(|record| match &record.fact {
+                    Fact::Funded { fee, .. } => Some(*fee),
+                    _ => None,
+                });
+                let fees = fees.unwrap_or(Amount::ZERO);
+                let key = self
+                    .key(Role::Payer, index)
+                    .map_err(|error| error.to_string())?;
+                let machine = Payer::restore(records, key, self.policy.payer, now)
+                    .map_err(|error| error.to_string())?;
+                self.next_payer_key = self.next_payer_key.max(index.saturating_add(1));
+                self.index(machine.channel(), proposal);
+                let promised = machine.promised();
+                self.payers.insert(
+                    proposal,
+                    Channel {
+                        machine,
+                        peer: seller,
+                        fees,
+                        ending: None,
+                    },
+                );
+                use_channel(&mut self.bought, seller, proposal, promised);
+                self.drain_payer(proposal);
+            }
+            Fact::Agreed {
+                open, key_index, ..
+            } => {
+                let (buyer, index) = (node(open.payer)?, *key_index);
+                let key = self
+                    .key(Role::Payee, index)
+                    .map_err(|error| error.to_string())?;
+                let machine = Payee::restore(records, key, self.policy.payee.clone())
+                    .map_err(|error| error.to_string())?;
+                self.next_payee_key = self.next_payee_key.max(index.saturating_add(1));
+                self.index(Some(machine.channel()), proposal);
+                // What was served for is known from the leases; what is credited follows the chain.
+                let held = machine.held();
+                self.payees.insert(proposal, Channel::new(machine, buyer));
+                use_channel(&mut self.sold, buyer, proposal, held);
+                self.drain_payee(proposal, now);
+            }
+            other => return Err(format!("the records of a channel begin with {other:?}")),
+        }
+        Ok(())
+    }
+
+    /// Notes when a channel was proposed.
+    pub(crate) fn restore_opened(&mut self, channel: ProposalId, at: UnixTime) {
+        self.opened.insert(channel, at);
+    }
+
+    /// Notes what a lease of an earlier run billed in the end.
+    pub(crate) fn restore_billed(&mut self, role: Role, peer: NodeId, billed: Msat) {
+        self.pairs(role)
+            .entry(peer)
+            .or_default()
+            .account
+            .on_lease_over(billed);
+    }
+
+    // What a trade needs to know before it is made.
+
+    /// Seller: what a new channel of this buyer would have to pay first, and the credit the buyer
+    /// has. Nothing need be paid first where the channel in use has room for `cost`.
+    pub(crate) fn terms_for(&self, buyer: NodeId, cost: Msat) -> (Msat, Msat) {
+        let credit = self
+            .sold
+            .get(&buyer)
+            .map_or(Msat::ZERO, |pair| pair.account.credit());
+        let has_room = self
+            .sold
+            .get(&buyer)
+            .and_then(|pair| pair.channel)
+            .is_some_and(|channel| {
+                self.payees.get(&channel).is_some_and(|channel| {
+                    channel.machine.is_serving()
+                        && fits(
+                            cost,
+                            credit,
+                            room(
+                                channel.machine.contract().open().capacity,
+                                channel.machine.held(),
+                            ),
+                        )
+                })
+            });
+        let first = if has_room {
+            Msat::ZERO
+        } else {
+            self.first_payment()
+        };
+        (first, credit)
+    }
+
+    /// Buyer: whether the channel in use with this seller can pay for `cost`.
+    pub(crate) fn has_room(&self, seller: NodeId, cost: Msat) -> bool {
+        let Some(pair) = self.bought.get(&seller) else {
+            return false;
+        };
+        let Some(channel) = pair.channel.and_then(|channel| self.payers.get(&channel)) else {
+            return false;
+        };
+        is_usable(&channel.machine)
+            && fits(
+                cost,
+                pair.account.credit(),
+                room(channel.machine.open().capacity, channel.machine.promised()),
+            )
+    }
+
+    /// Whether a lease of this pair is being carried out.
+    pub(crate) fn is_leased(&self, role: Role, peer: NodeId) -> bool {
+        let pairs = match role {
+            Role::Payer => &self.bought,
+            Role::Payee => &self.sold,
+        };
+        pairs.get(&peer).is_some_and(|pair| pair.lease.is_some())
+    }
+
+    /// The first payment that makes a new channel worth closing at the present fee rate.
+    pub(crate) fn first_payment(&self) -> Msat {
+        FeeRate::from_sat_per_vb(self.feerate)
+            .and_then(tx::min_first_payment)
+            .and_then(|first| Msat::from_sat(first.to_sat()))
+            .unwrap_or(Msat::MAX)
+    }
+
+    /// The fee rate that estimates are made with.
+    pub(crate) fn feerate(&self) -> FeeRate {
+        FeeRate::from_sat_per_vb(self.feerate).unwrap_or(FeeRate::BROADCAST_MIN)
+    }
+
+    // Opening, paying, closing.
+
+    /// Buyer: proposes a channel to `seller`. It replaces the pair's channel in use.
+    ///
+    /// # Errors
+    ///
+    /// [`PaymentsError::NoTip`] or [`PaymentsError::NoKey`].
+    pub(crate) fn open(
+        &mut self,
+        seller: NodeId,
+        capacity: Amount,
+        max_min_first: Amount,
+        change_script: ScriptBuf,
+        nonce: [u8; 16],
+        now: Instant,
+    ) -> Result<ProposalId, PaymentsError> {
+        let tip = self.tip.ok_or(PaymentsError::NoTip)?;
+        let expiry = tip
+            .checked_add(self.policy.expiry_blocks)
+            .ok_or(PaymentsError::NoTip)?;
+        let key_index = self.next_payer_key;
+        let key = self.key(Role::Payer, key_index)?;
+        self.next_payer_key = key_index.checked_add(1).ok_or(PaymentsError::NoKey)?;
+        let proposal = payer::Proposal {
+            nonce,
+            network: self.network,
+            parties: Parties {
+                payer: party(self.me),
+                payee: party(seller),
+            },
+            capacity,
+            expiry,
+            change_script,
+            max_min_first,
+            key_index,
+        };
+        let mut machine = Payer::propose(proposal, key, self.policy.payer, now);
+        let id = machine.proposal();
+        // A machine that has just been made takes the tip without complaint.
+        let _ = machine.handle(payer::Input::TipChanged(tip), now);
+        self.payers.insert(id, Channel::new(machine, seller));
+        use_channel(&mut self.bought, seller, id, Amount::ZERO);
+        self.drain_payer(id);
+        Ok(id)
+    }
+
+    /// The wallet made the funding transaction.
+    ///
+    /// # Errors
+    ///
+    /// If it does not fund the channel; the wallet's coins are untouched, since it was not broadcast.
+    pub(crate) fn funded(
+        &mut self,
+        channel: ProposalId,
+        tx: Transaction,
+        fee: Amount,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        self.tell_payer(
+            channel,
+            payer::Input::FundingSigned {
+                tx: Box::new(tx),
+                fee,
+            },
+            now,
+        )?;
+        if let Some(channel) = self.payers.get_mut(&channel) {
+            channel.fees = fee;
+        }
+        Ok(())
+    }
+
+    /// The wallet could not.
+    pub(crate) fn funding_failed(&mut self, channel: ProposalId, now: Instant) {
+        if let Err(error) = self.tell_payer(channel, payer::Input::FundingFailed, now) {
+            debug!(%error, "a funding failed that nobody waited for");
+        }
+    }
+
+    /// A lease of this pair is carried out from now on. At most one at a time.
+    pub(crate) fn lease_begun(&mut self, role: Role, peer: NodeId, lease: LeaseId) {
+        let pair = self.pairs(role).entry(peer).or_default();
+        pair.lease = Some(lease);
+        pair.wanted = None;
+    }
+
+    /// The lease is over, having billed `billed` in all.
+    pub(crate) fn lease_over(&mut self, role: Role, peer: NodeId, lease: LeaseId, billed: Msat) {
+        let Some(pair) = self.pairs(role).get_mut(&peer) else {
+            return;
+        };
+        if pair.lease != Some(lease) {
+            return;
+        }
+        pair.lease = None;
+        pair.wanted = None;
+        pair.account.on_lease_over(billed);
+    }
+
+    /// The credit a session of this pair stands on now: what it has been paid so far in all.
+    pub(crate) fn session_paid(&self, role: Role, peer: NodeId) -> Msat {
+        let pairs = match role {
+            Role::Payer => &self.bought,
+            Role::Payee => &self.sold,
+        };
+        pairs
+            .get(&peer)
+            .map_or(Msat::ZERO, |pair| pair.account.credit())
+    }
+
+    /// Buyer: brings what is paid in the present lease with `seller` to `total`. Answered by exactly
+    /// one [`Output::Paid`] or [`Output::PayFailed`], later if the channel is still being made.
+    pub(crate) fn pay(&mut self, seller: NodeId, total: Msat, now: Instant) {
+        let Some(pair) = self.bought.get_mut(&seller) else {
+            return;
+        };
+        pair.wanted = Some(total);
+        self.try_pay(seller, now);
+    }
+
+    /// Seller: ends a channel with its best voucher.
+    ///
+    /// # Errors
+    ///
+    /// [`PaymentsError::Unknown`], or why the payee has nothing to close with.
+    pub(crate) fn close(
+        &mut self,
+        channel: ProposalId,
+        payout: ScriptBuf,
+        feerate: FeeRate,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        self.tell_payee(channel, payee::Input::CloseAsked { payout, feerate }, now)
+    }
+
+    /// Buyer: takes everything back after the expiry.
+    ///
+    /// # Errors
+    ///
+    /// [`PaymentsError::Unknown`], or why it is too early.
+    pub(crate) fn refund(
+        &mut self,
+        channel: ProposalId,
+        feerate: FeeRate,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        self.tell_payer(channel, payer::Input::RefundAsked { feerate }, now)
+    }
+
+    // What happened elsewhere.
+
+    /// A peer said something about a channel. Errors are the peer's; it is told if it can help it.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong with it, for counting against the peer.
+    pub(crate) fn received(
+        &mut self,
+        from: NodeId,
+        message: Message,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        match message {
+            Message::Open(open) => self.proposed(from, open, now),
+            Message::Accept(ref accept) => {
+                let proposal = accept.proposal;
+                self.tell_payer_of(from, proposal, message, now)
+            }
+            Message::Depth(ref depth) => {
+                let proposal = self.by_channel.get(&depth.channel).copied();
+                self.tell_payer_of(from, proposal.ok_or(PaymentsError::Unknown)?, message, now)
+            }
+            Message::Refused(refused) => {
+                let subject = refused.subject;
+                let named = self
+                    .by_channel
+                    .get(&ChannelId::from_bytes(subject))
+                    .copied();
+                let proposal = named.unwrap_or(ProposalId::from_bytes(subject));
+                self.tell_payer_of(from, proposal, message, now)
+            }
+            Message::Funding(ref funding) => {
+                let channel = funding.channel;
+                self.tell_payee_of(from, channel, message, now)
+            }
+            Message::Voucher(ref voucher) => {
+                let channel = voucher.channel;
+                self.tell_payee_of(from, channel, message, now)
+            }
+        }
+    }
+
+    /// The peer can be reached: machines repeat what was not answered.
+    pub(crate) fn connected(&mut self, peer: NodeId, now: Instant) {
+        for channel in self.payers_of(peer) {
+            let _ = self.tell_payer(channel, payer::Input::Reconnected, now);
+        }
+    }
+
+    /// A block came or went: the chain's best block is at `tip`.
+    pub(crate) fn tip_changed(&mut self, tip: BlockHeight, now: Instant) {
+        self.tip = Some(tip);
+        self.budget.tip_changed(tip);
+        for channel in self.payers.keys().copied().collect::<Vec<_>>() {
+            let _ = self.tell_payer(channel, payer::Input::TipChanged(tip), now);
+        }
+        for channel in self.payees.keys().copied().collect::<Vec<_>>() {
+            let _ = self.tell_payee(channel, payee::Input::TipChanged(tip), now);
+        }
+    }
+
+    /// The fee rate changed, in sat per virtual byte.
+    pub(crate) fn feerate_changed(&mut self, feerate: u64) {
+        self.feerate = feerate.max(1);
+    }
+
+    /// Feeds a fact of the chain to the machine it concerns.
+    pub(crate) fn on_chain(&mut self, channel: ProposalId, fact: ChainFact, now: Instant) {
+        let told = if self.payers.contains_key(&channel) {
+            fact.for_payer()
+                .map(|input| self.tell_payer(channel, input, now))
+        } else {
+            Some(self.tell_payee(channel, fact.for_payee(), now))
+        };
+        if let Some(Err(error)) = told {
+            debug!(%error, "a fact of the chain changed nothing");
+        }
+    }
+
+    // The machine's shape.
+
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let payers = self
+            .payers
+            .values()
+            .filter_map(|channel| channel.machine.poll_timeout());
+        let payees = self
+            .payees
+            .values()
+            .filter_map(|channel| channel.machine.poll_timeout());
+        payers.chain(payees).min()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        for channel in self.payers.keys().copied().collect::<Vec<_>>() {
+            if let Some(payer) = self.payers.get_mut(&channel)
+                && payer.machine.poll_timeout().is_some_and(|at| at <= now)
+            {
+                payer.machine.handle_timeout(now);
+                self.drain_payer(channel);
+            }
+        }
+        for channel in self.payees.keys().copied().collect::<Vec<_>>() {
+            if let Some(payee) = self.payees.get_mut(&channel)
+                && payee.machine.poll_timeout().is_some_and(|at| at <= now)
+            {
+                payee.machine.handle_timeout(now);
+                self.drain_payee(channel, now);
+            }
+        }
+    }
+
+    // Inside.
+
+    /// Seller: a buyer proposes a channel.
+    fn proposed(&mut self, buyer: NodeId, open: Open, now: Instant) -> Result<(), PaymentsError> {
+        let proposal = open.proposal();
+        if let Some(known) = self.payees.get(&proposal) {
+            // Said twice because the answer was lost: say the answer again.
+            if known.peer == buyer {
+                let accept = known.machine.contract().accept().clone();
+                self.outputs.push_back(Output::Send {
+                    to: buyer,
+                    message: Message::Accept(accept),
+                });
+            }
+            return Ok(());
+        }
+        let tip = self.tip.ok_or(PaymentsError::NoTip)?;
+        self.make_room_for(buyer, now);
+        let unfunded = self
+            .payees
+            .values()
+            .filter(|c| c.machine.stage() == payee::Stage::Accepted);
+        let key_index = self.next_payee_key;
+        let (parties, min_first) = (
+            Parties {
+                payer: party(buyer),
+                payee: party(self.me),
+            },
+            Amount::from_sat(self.first_payment().sat_ceil()),
+        );
+        let checked = self
+            .policy
+            .payee
+            .check(&open, self.network, parties, min_first, tip);
+        let code = match checked {
+            Ok(()) if unfunded.count() >= MAX_UNFUNDED => {
+                Some(bitmesh_wallet::channel::message::RefusalCode::Busy)
+            }
+            Ok(()) => None,
+            Err(error) => {
+                debug!(%buyer, %error, "a proposed channel is refused");
+                Some(error.refusal())
+            }
+        };
+        if let Some(code) = code {
+            let refused = Refused {
+                subject: *proposal.as_bytes(),
+                code,
+            };
+            self.outputs.push_back(Output::Send {
+                to: buyer,
+                message: Message::Refused(refused),
+            });
+            return Ok(());
+        }
+        let key = self.key(Role::Payee, key_index)?;
+        self.next_payee_key = key_index.checked_add(1).ok_or(PaymentsError::NoKey)?;
+        let network = self.network;
+        let acceptance = Acceptance {
+            network,
+            parties,
+            min_first,
+            tip,
+            key_index,
+        };
+        let accepted = Payee::accept(open, &acceptance, key, self.policy.payee.clone());
+        let machine = match accepted {
+            Ok(machine) => machine,
+            Err(error) => {
+                let refused = Refused {
+                    subject: *proposal.as_bytes(),
+                    code: error.refusal(),
+                };
+                self.outputs.push_back(Output::Send {
+                    to: buyer,
+                    message: Message::Refused(refused),
+                });
+                return Ok(());
+            }
+        };
+        self.index(Some(machine.channel()), proposal);
+        self.payees.insert(proposal, Channel::new(machine, buyer));
+        use_channel(&mut self.sold, buyer, proposal, Amount::ZERO);
+        self.drain_payee(proposal, now);
+        Ok(())
+    }
+
+    /// Gives up what this buyer proposed before and never funded: a buyer has one such at a time.
+    fn make_room_for(&mut self, buyer: NodeId, now: Instant) {
+        let stale: Vec<_> = self
+            .payees
+            .iter()
+            .filter(|(_, c)| c.peer == buyer && c.machine.stage() == payee::Stage::Accepted)
+            .map(|(proposal, _)| *proposal)
+            .collect();
+        for proposal in stale {
+            let _ = self.tell_payee(proposal, payee::Input::AbandonAsked, now);
+        }
+    }
+
+    fn try_pay(&mut self, seller: NodeId, now: Instant) {
+        let Some(pair) = self.bought.get(&seller) else {
+            return;
+        };
+        let (Some(lease), Some(total)) = (pair.lease, pair.wanted) else {
+            return;
+        };
+        if pair.account.credit() >= total {
+            let total = pair.account.credit();
+            self.answer(seller, Output::Paid { lease, total });
+            return;
+        }
+        let fail = |failure| Output::PayFailed { lease, failure };
+        let (Some(channel), Some(sat)) = (pair.channel, pair.account.channel_total_for(total))
+        else {
+            self.answer(seller, fail(PayFailure::ChannelLost));
+            return;
+        };
+        let Some(payer) = self.payers.get_mut(&channel) else {
+            self.answer(seller, fail(PayFailure::ChannelLost));
+            return;
+        };
+        let stage = payer.machine.stage();
+        let paid = payer.machine.handle(
+            payer::Input::Pay {
+                total: Amount::from_sat(sat),
+            },
+            now,
+        );
+        self.drain_payer(channel);
+        match paid {
+            // The machine's `Paid` event, drained just above, has answered.
+            Ok(()) => {}
+            Err(payer::Error::Pay(PayError::OverLimit { .. } | PayError::NoTip)) => {}
+            Err(payer::Error::Pay(PayError::NotOpen)) if is_on_its_way(stage) => {}
+            Err(payer::Error::Pay(PayError::Total(error))) => {
+                debug!(%error, "the channel has no room for the payment");
+                self.answer(seller, fail(PayFailure::CapacitySpent));
+            }
+            Err(error) => {
+                warn!(%error, "the channel can no longer pay");
+                self.answer(seller, fail(PayFailure::ChannelLost));
+            }
+        }
+    }
+
+    /// Queues the one answer to the session's present wish.
+    fn answer(&mut self, seller: NodeId, output: Output) {
+        if let Some(pair) = self.bought.get_mut(&seller) {
+            pair.wanted = None;
+        }
+        self.outputs.push_back(output);
+    }
+
+    fn tell_payer_of(
+        &mut self,
+        from: NodeId,
+        proposal: ProposalId,
+        message: Message,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        if self
+            .payers
+            .get(&proposal)
+            .is_none_or(|channel| channel.peer != from)
+        {
+            return Err(PaymentsError::Unknown);
+        }
+        self.tell_payer(proposal, payer::Input::Received(message), now)
+    }
+
+    fn tell_payer(
+        &mut self,
+        proposal: ProposalId,
+        input: payer::Input,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        let channel = self
+            .payers
+            .get_mut(&proposal)
+            .ok_or(PaymentsError::Unknown)?;
+        let seller = channel.peer;
+        let told = channel.machine.handle(input, now);
+        self.drain_payer(proposal);
+        self.try_pay(seller, now);
+        Ok(told?)
+    }
+
+    fn tell_payee_of(
+        &mut self,
+        from: NodeId,
+        channel: ChannelId,
+        message: Message,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        let known = self.by_channel.get(&channel).copied();
+        let known = known.filter(|id| self.payees.get(id).is_some_and(|c| c.peer == from));
+        let Some(proposal) = known else {
+            let code = bitmesh_wallet::channel::message::RefusalCode::Unknown;
+            let refused = Refused {
+                subject: *channel.as_bytes(),
+                code,
+            };
+            self.outputs.push_back(Output::Send {
+                to: from,
+                message: Message::Refused(refused),
+            });
+            return Err(PaymentsError::Unknown);
+        };
+        let told = self.tell_payee(proposal, payee::Input::Received(message), now);
+        if let Err(PaymentsError::Payee(error)) = &told
+            && let Some(code) = error.refusal()
+        {
+            let refused = Refused {
+                subject: *channel.as_bytes(),
+                code,
+            };
+            self.outputs.push_back(Output::Send {
+                to: from,
+                message: Message::Refused(refused),
+            });
+        }
+        told
+    }
+
+    fn tell_payee(
+        &mut self,
+        proposal: ProposalId,
+        input: payee::Input,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        let channel = self
+            .payees
+            .get_mut(&proposal)
+            .ok_or(PaymentsError::Unknown)?;
+        let buyer = channel.peer;
+        let told = channel.machine.handle(input, now);
+        self.drain_payee(proposal, now);
+        self.tell_deferred(proposal, buyer);
+        Ok(told?)
+    }
+
+    /// Tells the session what is held and does not count yet.
+    fn tell_deferred(&mut self, proposal: ProposalId, buyer: NodeId) {
+        let (Some(channel), Some(pair)) = (self.payees.get(&proposal), self.sold.get(&buyer))
+        else {
+            return;
+        };
+        let (held, credited) = (channel.machine.held(), channel.machine.credited());
+        if let Some(lease) = pair.lease
+            && pair.channel == Some(proposal)
+            && held > credited
+        {
+            let mut account = pair.account;
+            account.on_channel_total(held.to_sat());
+            self.outputs.push_back(Output::Deferred {
+                lease,
+                total: account.credit(),
+            });
+        }
+    }
+
+    fn drain_payer(&mut self, proposal: ProposalId) {
+        let Some(channel) = self.payers.get_mut(&proposal) else {
+            return;
+        };
+        let seller = channel.peer;
+        let mut events = Vec::new();
+        while let Some(output) = channel.machine.poll_output() {
+            self.outputs.push_back(match output {
+                payer::Output::Persist(record) => Output::Persist(record),
+                payer::Output::Send(message) => Output::Send {
+                    to: seller,
+                    message,
+                },
+                payer::Output::Fund { script, amount } => Output::Fund {
+                    channel: proposal,
+                    script,
+                    amount,
+                },
+                payer::Output::Broadcast(tx) => {
+                    if Some(tx.compute_txid())
+                        != channel.machine.tranche().map(|t| t.outpoint().txid)
+                    {
+                        channel.ending = Some((*tx).clone());
+                    }
+                    Output::Broadcast(tx)
+                }
+                payer::Output::Watch {
+                    outpoint,
+                    script,
+                    funding,
+                } => Output::Watch {
+                    channel: proposal,
+                    outpoint,
+                    script,
+                    funding,
+                },
+                payer::Output::Notify(event) => {
+                    events.push(event);
+                    continue;
+                }
+            });
+        }
+        for event in events {
+            self.payer_event(proposal, seller, event);
+        }
+    }
+
+    fn payer_event(&mut self, proposal: ProposalId, seller: NodeId, event: payer::Event) {
+        let is_in_use = self
+            .bought
+            .get(&seller)
+            .is_some_and(|pair| pair.channel == Some(proposal));
+        match event {
+            payer::Event::Negotiated { channel, .. } => self.index(Some(channel), proposal),
+            payer::Event::Paid { total } | payer::Event::CaughtUp { total } if is_in_use => {
+                let pair = self.bought.entry(seller).or_default();
+                pair.account.on_channel_total(total.to_sat());
+                let credit = pair.account.credit();
+                if let (Some(lease), Some(wanted)) = (pair.lease, pair.wanted)
+                    && credit >= wanted
+                {
+                    self.answer(
+                        seller,
+                        Output::Paid {
+                            lease,
+                            total: credit,
+                        },
+                    );
+                }
+            }
+            payer::Event::RefundDue => self
+                .outputs
+                .push_back(Output::RefundDue { channel: proposal }),
+            payer::Event::Abandoned
+            | payer::Event::PaymentsStopped
+            | payer::Event::Ending { .. }
+            | payer::Event::Settled(_)
+                if is_in_use =>
+            {
+                let lease = self.bought.get(&seller).and_then(|pair| pair.lease);
+                if let Some(lease) = lease {
+                    self.outputs.push_back(Output::ChannelEnding { lease });
+                }
+            }
+            payer::Event::Paid { .. }
+            | payer::Event::CaughtUp { .. }
+            | payer::Event::Funded { .. }
+            | payer::Event::LimitChanged { .. }
+            | payer::Event::Refused { .. }
+            | payer::Event::FundingDropped
+            | payer::Event::FundingConflicted
+            | payer::Event::Abandoned
+            | payer::Event::PaymentsStopped
+            | payer::Event::Ending { .. }
+            | payer::Event::Settled(_) => {}
+        }
+        self.outputs.push_back(Output::Changed(proposal));
+    }
+
+    fn drain_payee(&mut self, proposal: ProposalId, now: Instant) {
+        loop {
+            let Some(channel) = self.payees.get_mut(&proposal) else {
+                return;
+            };
+            let buyer = channel.peer;
+            let mut events = Vec::new();
+            while let Some(output) = channel.machine.poll_output() {
+                self.outputs.push_back(match output {
+                    payee::Output::Persist(record) => Output::Persist(record),
+                    payee::Output::Send(message) => Output::Send { to: buyer, message },
+                    payee::Output::Broadcast(tx) => {
+                        if tx.input.iter().any(|i| {
+                            Some(i.previous_output)
+                                == channel.machine.tranche().map(Tranche::outpoint)
+                        }) {
+                            channel.ending = Some((*tx).clone());
+                        }
+                        Output::Broadcast(tx)
+                    }
+                    payee::Output::Watch {
+                        outpoint,
+                        script,
+                        funding,
+                    } => Output::Watch {
+                        channel: proposal,
+                        outpoint,
+                        script,
+                        funding,
+                    },
+                    payee::Output::Notify(event) => {
+                        events.push(event);
+                        continue;
+                    }
+                });
+            }
+            if events.is_empty() {
+                return;
+            }
+            for event in events {
+                self.payee_event(proposal, buyer, event, now);
+            }
+        }
+    }
+
+    fn payee_event(
+        &mut self,
+        proposal: ProposalId,
+        buyer: NodeId,
+        event: payee::Event,
+        now: Instant,
+    ) {
+        let is_in_use = self
+            .sold
+            .get(&buyer)
+            .is_some_and(|pair| pair.channel == Some(proposal));
+        match event {
+            payee::Event::Credited { total } if is_in_use => {
+                let pair = self.sold.entry(buyer).or_default();
+                pair.account.on_channel_total(total.to_sat());
+                if let Some(lease) = pair.lease {
+                    let total = pair.account.credit();
+                    self.outputs.push_back(Output::Paid { lease, total });
+                }
+            }
+            payee::Event::ZeroConfDue { want } => {
+                let limit = self.budget.grant(proposal, want);
+                if let Some(channel) = self.payees.get_mut(&proposal) {
+                    let _ = channel
+                        .machine
+                        .handle(payee::Input::ZeroConfGranted { limit }, now);
+                }
+            }
+            payee::Event::ZeroConfReleased => self.budget.release(proposal),
+            payee::Event::ZeroConfLost => {
+                if let Some(tip) = self.tip {
+                    self.budget.lost(proposal, tip);
+                }
+            }
+            payee::Event::CloseDue { blocks_left, .. } => {
+                self.outputs.push_back(Output::CloseDue {
+                    channel: proposal,
+                    blocks_left,
+                });
+            }
+            payee::Event::FundingLost
+            | payee::Event::ServiceStopped
+            | payee::Event::Closing { .. }
+            | payee::Event::Ending { .. }
+            | payee::Event::Abandoned
+                if is_in_use =>
+            {
+                let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
+                if let Some(lease) = lease {
+                    self.outputs.push_back(Output::ChannelEnding { lease });
+                }
+            }
+            payee::Event::Credited { .. }
+            | payee::Event::Funded { .. }
+            | payee::Event::LimitChanged { .. }
+            | payee::Event::FundingLost
+            | payee::Event::ServiceStopped
+            | payee::Event::Closing { .. }
+            | payee::Event::Ending { .. }
+            | payee::Event::Settled(_)
+            | payee::Event::Abandoned => {}
+        }
+        self.outputs.push_back(Output::Changed(proposal));
+    }
+
+    fn payers_of(&self, seller: NodeId) -> Vec<ProposalId> {
+        self.payers
+            .iter()
+            .filter(|(_, c)| c.peer == seller)
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    fn pairs(&mut self, role: Role) -> &mut BTreeMap<NodeId, Pair> {
+        match role {
+            Role::Payer => &mut self.bought,
+            Role::Payee => &mut self.sold,
+        }
+    }
+
+    fn index(&mut self, channel: Option<ChannelId>, proposal: ProposalId) {
+        if let Some(channel) = channel {
+            self.by_channel.insert(channel, proposal);
+        }
+    }
+
+    fn key(&self, role: Role, index: u32) -> Result<bitcoin::secp256k1::Keypair, PaymentsError> {
+        self.keys
+            .channel_keypair(role, index)
+            .map_err(|_| PaymentsError::NoKey)
+    }
+}
+
+/// A fact about a channel's funding, as the chain's watcher reports it.
+#[derive(Clone, Debug)]
+pub(crate) enum ChainFact {
+    /// It is in the mempool.
+    Seen(payee::Sighting),
+    /// It has this many confirmations.
+    Confirmed(u32),
+    /// It left the mempool.
+    Dropped,
+    /// Something else spends its inputs, with this many confirmations.
+    Conflicted(u32),
+    /// Its output is spent, in a block at this height if in any.
+    Spent(Box<Transaction>, Option<u32>),
+    /// What spent it is gone again.
+    Unspent,
+}
+
+impl ChainFact {
+    fn for_payer(self) -> Option<payer::Input> {
+        Some(match self {
+            Self::Seen(_) => payer::Input::FundingDepth { confirmations: 0 },
+            Self::Confirmed(confirmations) => payer::Input::FundingDepth { confirmations },
+            Self::Dropped => payer::Input::FundingDropped,
+            Self::Conflicted(confirmations) => payer::Input::FundingConflicted { confirmations },
+            Self::Spent(tx, height) => payer::Input::Spent {
+                tx,
+                height: height.map(BlockHeight::new),
+            },
+            Self::Unspent => payer::Input::Unspent,
+        })
+    }
+
+    fn for_payee(self) -> payee::Input {
+        match self {
+            Self::Seen(sighting) => payee::Input::FundingSeen(sighting),
+            Self::Confirmed(confirmations) => payee::Input::FundingConfirmed { confirmations },
+            Self::Dropped => payee::Input::FundingDropped,
+            Self::Conflicted(confirmations) => payee::Input::FundingConflicted { confirmations },
+            Self::Spent(tx, height) => payee::Input::Spent {
+                tx,
+                height: height.map(BlockHeight::new),
+            },
+            Self::Unspent => payee::Input::Unspent,
+        }
+    }
+}
+
+/// A party of a channel is a node, by the same key.
+fn party(node: NodeId) -> PartyId {
+    PartyId::from_bytes(*node.as_bytes())
+}
+
+fn node(party: PartyId) -> Result<NodeId, String> {
+    NodeId::from_bytes(party.as_bytes()).map_err(|error| error.to_string())
+}
+
+fn use_channel(
+    pairs: &mut BTreeMap<NodeId, Pair>,
+    peer: NodeId,
+    channel: ProposalId,
+    total: Amount,
+) {
+    let pair = pairs.entry(peer).or_default();
+    if pair.channel.replace(channel).is_some() {
+        pair.account.on_channel_replaced();
+    }
+    pair.account.on_channel_total(total.to_sat());
+}
+
+fn room(capacity: Amount, used: Amount) -> Msat {
+    Msat::from_sat(capacity.to_sat().saturating_sub(used.to_sat())).unwrap_or(Msat::MAX)
+}
+
+fn fits(cost: Msat, credit: Msat, room: Msat) -> bool {
+    cost.saturating_sub(credit) <= room
+}
+
+fn is_usable(payer: &Payer) -> bool {
+    matches!(payer.stage(), payer::Stage::Funded | payer::Stage::Open)
+        && payer.spendable() > Amount::ZERO
+}
+
+fn is_on_its_way(stage: payer::Stage) -> bool {
+    matches!(stage, payer::Stage::Proposed | payer::Stage::Negotiated)
+}

@@ -1,0 +1,101 @@
+//! What the node itself writes into the journal, beside the wallet's own records.
+
+use bitmesh_market::lease::Lease;
+use bitmesh_market::time::UnixTime;
+use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::keys::Role;
+use serde::{Deserialize, Serialize};
+use serde_bytes::{ByteArray, ByteBuf};
+
+/// Kinds of the node's records. Below 16 are the wallet's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// A [`LeaseRecord`].
+    Lease = 16,
+    /// A record of `market::session`.
+    Session = 17,
+    /// An [`OpenedRecord`].
+    Opened = 18,
+}
+
+/// A lease was signed by both: from here on its session exists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LeaseRecord {
+    role: u8,
+    lease: ByteBuf,
+}
+
+impl LeaseRecord {
+    pub(crate) fn new(role: Role, lease: &Lease) -> Self {
+        let role = match role {
+            Role::Payer => 0,
+            Role::Payee => 1,
+        };
+        Self {
+            role,
+            lease: ByteBuf::from(lease.as_bytes().to_vec()),
+        }
+    }
+
+    /// Which side this node is.
+    pub(crate) fn role(&self) -> Option<Role> {
+        match self.role {
+            0 => Some(Role::Payer),
+            1 => Some(Role::Payee),
+            _ => None,
+        }
+    }
+
+    /// The signed lease, exactly as it was made.
+    pub(crate) fn lease(&self) -> &[u8] {
+        &self.lease
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).expect("a Vec takes any number of bytes");
+        bytes
+    }
+
+    /// Reads a record back. `None` if the bytes are none; the journal's checksums make that a bug
+    /// or a later version, not damage.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        ciborium::from_reader(bytes).ok()
+    }
+}
+
+/// When a channel was proposed, for people: nothing is decided by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OpenedRecord {
+    channel: ByteArray<32>,
+    at: u64,
+}
+
+impl OpenedRecord {
+    pub(crate) fn new(channel: ProposalId, at: UnixTime) -> Self {
+        Self {
+            channel: ByteArray::new(*channel.as_bytes()),
+            at: at.secs(),
+        }
+    }
+
+    pub(crate) fn channel(&self) -> ProposalId {
+        ProposalId::from_bytes(*self.channel)
+    }
+
+    pub(crate) fn at(&self) -> UnixTime {
+        UnixTime::from_secs(self.at)
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).expect("a Vec takes any number of bytes");
+        bytes
+    }
+
+    /// As [`LeaseRecord::from_bytes`].
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        ciborium::from_reader(bytes).ok()
+    }
+}
