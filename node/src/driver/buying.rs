@@ -212,8 +212,8 @@ impl Driver {
         let Some(purchase) = self.purchases.live.get_mut(&id) else {
             return;
         };
-        let seed: [u8; 16] = rand::rng().random();
-        let ranking = matching::rank(&self.book, &purchase.bid, &seed, |_| Success::NEWCOMER, at);
+        let rfq = RfqId::from_bytes(rand::rng().random());
+        let ranking = matching::rank(&self.book, &purchase.bid, rfq, |_| Success::NEWCOMER, at);
         let ranking = match ranking {
             Ok(ranking) => ranking,
             Err(none) => {
@@ -264,7 +264,7 @@ impl Driver {
         }
         let plan = Plan {
             rfq: Rfq {
-                id: RfqId::from_bytes(seed),
+                id: rfq,
                 quota: purchase.bid.quota,
                 rate: fastest,
                 min_rate: purchase.bid.min_rate.max(BytesPerSecond::new(1)),
