@@ -18,6 +18,8 @@ pub(super) struct ClosedLease {
     pub(super) role: Role,
     pub(super) opened_at: UnixTime,
     pub(super) ending: Ending,
+    /// The channel that was in use when it ended.
+    pub(super) channel: Option<String>,
 }
 
 /// Totals of all leases of one role that are over.
@@ -38,28 +40,21 @@ pub(super) struct Closed {
 }
 
 impl Closed {
-    pub(super) fn add(&mut self, lease: Lease, role: Role, opened_at: UnixTime, ending: Ending) {
-        let totals = match role {
+    pub(super) fn add(&mut self, closed: ClosedLease) {
+        let totals = match closed.role {
             Role::Payer => &mut self.bought,
             Role::Payee => &mut self.sold,
         };
+        let ending = closed.ending;
         let bytes = ending
             .receipt
             .map_or(Bytes::ZERO, |receipt| receipt.reading.total());
         totals.bytes = totals.bytes.saturating_add(bytes);
         totals.billed = totals.billed.saturating_add(ending.billed());
         totals.leases = totals.leases.saturating_add(1);
-        let id = lease.id();
+        let id = closed.lease.id();
         self.order.push_back(id);
-        self.leases.insert(
-            id,
-            ClosedLease {
-                lease,
-                role,
-                opened_at,
-                ending,
-            },
-        );
+        self.leases.insert(id, closed);
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {

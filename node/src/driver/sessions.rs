@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::closed::ClosedLease;
 use super::{Driver, Wake};
 use crate::control::api;
 use crate::link::{Frame, Link, LinkEvent};
@@ -378,7 +379,18 @@ impl Driver {
             };
             let peer = other_side(lease, role);
             self.payments.restore_billed(role, peer, ending.billed());
-            self.closed.add(lease.clone(), role, opened_at, ending);
+            let channel = self
+                .payments
+                .channel_in_use(role, peer)
+                .map(|channel| channel.id);
+            let lease = lease.clone();
+            self.closed.add(ClosedLease {
+                lease,
+                role,
+                opened_at,
+                ending,
+                channel,
+            });
             return Ok(());
         }
         self.add_session(machine, reading)
@@ -976,8 +988,18 @@ impl Driver {
         if !self.sessions.values().any(|other| other.peer == peer) {
             self.mesh_do(Command::Unprotect(peer));
         }
-        self.closed
-            .add(session.lease().clone(), role, session.opened_at, ending);
+        let channel = self
+            .payments
+            .channel_in_use(role, peer)
+            .map(|channel| channel.id);
+        let (lease, opened_at) = (session.lease().clone(), session.opened_at);
+        self.closed.add(ClosedLease {
+            lease,
+            role,
+            opened_at,
+            ending,
+            channel,
+        });
         let lease = self.lease_view(id);
         self.purchase_failed(id, ending.reason);
         self.close_answered(id);

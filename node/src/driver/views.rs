@@ -329,6 +329,7 @@ fn closed_lease_view(closed: &ClosedLease) -> api::Lease {
     let is_cosigned = closed.ending.signatures == Signatures::Both;
     view.reason = Some(words::closed(closed.ending.reason));
     view.billed_msat = closed.ending.billed().msat();
+    view.channel = closed.channel.clone();
     if let Some(receipt) = closed.ending.receipt {
         view.reading = reading_view(receipt.reading);
         view.paid_msat = receipt.paid.msat();
