@@ -163,6 +163,8 @@ struct Pair {
 struct Channel<M> {
     machine: M,
     peer: NodeId,
+    /// Its funding output, once there is one; kept after the machine has settled.
+    funding: Option<OutPoint>,
     /// What this node has paid the miners for it.
     fees: Amount,
     /// The transaction that this node has made to end it.
@@ -174,6 +176,7 @@ impl<M> Channel<M> {
         Self {
             machine,
             peer,
+            funding: None,
             fees: Amount::ZERO,
             ending: None,
         }
@@ -248,11 +251,7 @@ impl Payments {
                 open, key_index, ..
             } => {
                 let (seller, index) = (node(open.payee)?, *key_index);
-                let fees = records.iter().find_map(|record| match &record.fact {
-                    Fact::Funded { fee, .. } => Some(*fee),
-                    _ => None,
-                });
-                let fees = fees.unwrap_or(Amount::ZERO);
+                let (funding, fees) = funding_in(&records);
                 let key = self
                     .key(Role::Payer, index)
                     .map_err(|error| error.to_string())?;
@@ -266,6 +265,7 @@ impl Payments {
                     Channel {
                         machine,
                         peer: seller,
+                        funding,
                         fees,
                         ending: None,
                     },
@@ -277,6 +277,7 @@ impl Payments {
                 open, key_index, ..
             } => {
                 let (buyer, index) = (node(open.payer)?, *key_index);
+                let (funding, _) = funding_in(&records);
                 let key = self
                     .key(Role::Payee, index)
                     .map_err(|error| error.to_string())?;
@@ -286,7 +287,9 @@ impl Payments {
                 self.index(Some(machine.channel()), proposal);
                 // What was served for is known from the leases; what is credited follows the chain.
                 let held = machine.held();
-                self.payees.insert(proposal, Channel::new(machine, buyer));
+                let mut channel = Channel::new(machine, buyer);
+                channel.funding = funding;
+                self.payees.insert(proposal, channel);
                 use_channel(&mut self.sold, buyer, proposal, held);
                 self.drain_payee(proposal, now);
             }
@@ -939,12 +942,15 @@ impl Payments {
                     outpoint,
                     script,
                     funding,
-                } => Output::Watch {
-                    channel: proposal,
-                    outpoint,
-                    script,
-                    funding,
-                },
+                } => {
+                    channel.funding = Some(outpoint);
+                    Output::Watch {
+                        channel: proposal,
+                        outpoint,
+                        script,
+                        funding,
+                    }
+                }
                 payer::Output::Notify(event) => {
                     events.push(event);
                     continue;
@@ -1032,12 +1038,15 @@ impl Payments {
                         outpoint,
                         script,
                         funding,
-                    } => Output::Watch {
-                        channel: proposal,
-                        outpoint,
-                        script,
-                        funding,
-                    },
+                    } => {
+                        channel.funding = Some(outpoint);
+                        Output::Watch {
+                            channel: proposal,
+                            outpoint,
+                            script,
+                            funding,
+                        }
+                    }
                     payee::Output::Notify(event) => {
                         events.push(event);
                         continue;
@@ -1191,6 +1200,17 @@ impl ChainFact {
             Self::Unspent => payee::Input::Unspent,
         }
     }
+}
+
+/// What a channel's records say of its funding: the output, and what it paid the miners.
+fn funding_in(records: &[Record]) -> (Option<OutPoint>, Amount) {
+    let funding = records.iter().find_map(|record| match &record.fact {
+        Fact::Funded { tx, vout, fee, .. } => Some((OutPoint::new(tx.compute_txid(), *vout), *fee)),
+        _ => None,
+    });
+    funding.map_or((None, Amount::ZERO), |(outpoint, fee)| {
+        (Some(outpoint), fee)
+    })
 }
 
 /// A party of a channel is a node, by the same key.
