@@ -17,6 +17,8 @@ pub(super) struct ClosedLease {
     pub(super) lease: Lease,
     pub(super) role: Role,
     pub(super) opened_at: UnixTime,
+    /// With its extensions.
+    pub(super) quota: Bytes,
     pub(super) ending: Ending,
     /// The channel that was in use when it ended.
     pub(super) channel: Option<String>,

@@ -373,9 +373,9 @@ impl Driver {
             Machine::Seller(machine) => machine.ending(),
         };
         if let Some(ending) = ending {
-            let lease = match &machine {
-                Machine::Buyer(machine) => machine.lease(),
-                Machine::Seller(machine) => machine.lease(),
+            let (lease, quota) = match &machine {
+                Machine::Buyer(machine) => (machine.lease(), machine.quota()),
+                Machine::Seller(machine) => (machine.lease(), machine.quota()),
             };
             let peer = other_side(lease, role);
             self.payments.restore_billed(role, peer, ending.billed());
@@ -388,6 +388,7 @@ impl Driver {
                 lease,
                 role,
                 opened_at,
+                quota,
                 ending,
                 channel,
             });
@@ -993,10 +994,12 @@ impl Driver {
             .channel_in_use(role, peer)
             .map(|channel| channel.id);
         let (lease, opened_at) = (session.lease().clone(), session.opened_at);
+        let quota = session.quota();
         self.closed.add(ClosedLease {
             lease,
             role,
             opened_at,
+            quota,
             ending,
             channel,
         });

@@ -330,6 +330,7 @@ fn closed_lease_view(closed: &ClosedLease) -> api::Lease {
     view.reason = Some(words::closed(closed.ending.reason));
     view.billed_msat = closed.ending.billed().msat();
     view.channel = closed.channel.clone();
+    view.quota_bytes = closed.quota.get();
     if let Some(receipt) = closed.ending.receipt {
         view.reading = reading_view(receipt.reading);
         view.paid_msat = receipt.paid.msat();
