@@ -28,7 +28,6 @@ mod ending;
 mod flow;
 mod http_connect;
 mod link;
-mod reading;
 mod socket;
 mod socks;
 mod udp;

@@ -30,7 +30,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 
 /// How long an OPEN waits for credit before it is refused as paused.
-const CREDIT_PATIENCE: Duration = Duration::from_secs(10);
+const CREDIT_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// The longest an OPEN waits for its place under the open rate.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
@@ -194,6 +194,10 @@ impl Accept for Egress {
         target: Target,
         early: &[u8],
     ) -> Result<(), Violation> {
+        // An honest buyer stops at the limit, give or take what is on its way.
+        if link.flows() >= self.exit.limits.flows.saturating_mul(2) {
+            return Err(Violation::TooManyFlows);
+        }
         let now = Instant::now();
         let wait = if link.flows() < self.exit.limits.flows {
             self.opens

@@ -51,6 +51,10 @@ pub enum Violation {
     /// An OPEN with an id that is not above all earlier ones of its lane.
     #[error("flow {}: id used before", .0.0)]
     IdReused(FlowId),
+    /// Many more flows at once than are carried; those that are refused count until the buyer has
+    /// heard it.
+    #[error("too many flows")]
+    TooManyFlows,
     /// A frame that does not fit the kind or the state of its flow.
     #[error("flow {}: a frame that does not fit its state", .0.0)]
     WrongState(FlowId),

@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use rustix::net::Shutdown;
@@ -20,6 +21,9 @@ use super::lane::{LONG_QUANTUM, Lane, LaneClosed, QUANTUM};
 use super::link::{Link, Role, Seat};
 use super::meter::Credit;
 use super::shaper::Rate;
+
+/// How long a side that has been told that nobody reads it may go on talking.
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// A flow, shared by its own task and the reader of its lane.
 pub(super) struct Flow {
@@ -339,7 +343,9 @@ impl Flow {
         let send = async {
             let sent = self.send(&socket, first).await;
             if sent.is_err() && !self.has_given_up() && self.peer_is_deaf.load(SeqCst) {
-                return self.say_reset().await;
+                self.say_reset().await?;
+                self.read_for_nobody(&socket).await;
+                return Ok(());
             }
             if sent.is_err() {
                 self.give_up();
@@ -508,6 +514,30 @@ impl Flow {
                 ready = &mut wait => return Ok(ready),
                 () = wake.notified() => {}
             }
+        }
+    }
+
+    /// Reads what the peer does not want, for a while: closing a socket with unread bytes in it would
+    /// reset the connection and destroy what is still on its way to the other side.
+    async fn read_for_nobody(&self, socket: &TcpStream) {
+        let reading = async {
+            let mut nowhere = vec![0; 16 * 1024];
+            while socket.readable().await.is_ok() {
+                match socket.try_read(&mut nowhere) {
+                    Ok(0) => return,
+                    Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+                    Ok(_) | Err(_) => tokio::task::consume_budget().await,
+                }
+            }
+        };
+        let given_up = async {
+            while !self.has_given_up() {
+                self.wake_send.notified().await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(LINGER, reading) => {}
+            () = given_up => {}
         }
     }
 

@@ -117,17 +117,18 @@ impl Lane {
     }
 
     /// Puts a frame that may be lost (a datagram) ahead of flow data, unless the lane is congested.
-    pub(super) fn try_push_lossy(&self, flow: FlowId, frame: &Frame<'_>) -> bool {
+    /// If it goes, `count` is called before anybody can see it.
+    pub(super) fn try_push_lossy(&self, flow: FlowId, frame: &Frame<'_>, count: impl FnOnce()) {
         {
             let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
             // Half, so that datagrams can never be the reason for which a session ends.
             if control.len() > MAX_CONTROL / 2 {
-                return false;
+                return;
             }
+            count();
             frame.encode(flow, &mut control);
         }
         self.control_waits.notify_one();
-        true
     }
 
     /// Writes control frames for which no flow has a turn soon enough. Runs until the session ends.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bitmesh_market::units::Bytes;
 use tokio::sync::Notify;
 
-pub use super::reading::Reading;
+use bitmesh_market::session::Reading;
 
 /// No mark is set.
 const NO_MARK: u64 = u64::MAX;

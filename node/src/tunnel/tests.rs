@@ -1,4 +1,9 @@
 //! Both ends of a tunnel in one process, joined by in-memory lanes.
 
+mod application;
+mod credit;
 mod fixture;
+mod flows;
+mod hostile;
 mod transfer;
+mod udp;

@@ -180,13 +180,10 @@ impl Association {
             datagram,
             billed,
         };
-        if self
-            .link
-            .lane(self.seat.lane)
-            .try_push_lossy(self.seat.id, &frame)
-        {
-            meter.commit_whole(credit, billed as u64);
-        }
+        let lane = self.link.lane(self.seat.lane);
+        lane.try_push_lossy(self.seat.id, &frame, || {
+            meter.commit_whole(credit, billed as u64)
+        });
     }
 }
 

@@ -18,11 +18,11 @@ use super::super::{http_connect, socket, socks, udp};
 use super::Shared;
 
 /// For the whole handshake, however slowly its bytes come. Local programs need no milliseconds.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 
 /// How long a new flow waits for a session, or for credit, before it fails. Longer than a reconnect
 /// takes, shorter than applications wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// How long the seller may take to answer an OPEN. Longer than its own attempts to connect.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);

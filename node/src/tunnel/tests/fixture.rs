@@ -1,5 +1,4 @@
 //! A tunnel, and something at each end of it.
-#![allow(dead_code, reason = "the tests that need the rest follow")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -16,10 +15,11 @@ use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 use super::super::egress::{self, Exit, Limits};
 use super::super::ending::Ended;
 use super::super::ingress::{Attachment, Ingress};
-use super::super::meter::{Meter, Reading};
+use super::super::meter::Meter;
 use super::super::policy::{Policy, PolicyConfig};
 use super::super::resolver::{ResolveError, Resolver};
 use super::super::shaper::{LeaseShaper, Shaper};
+use bitmesh_market::session::Reading;
 
 /// More than any test waits for; a test that needs it has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -250,4 +250,43 @@ pub(super) async fn hash_of_rest(socket: &mut TcpStream) -> (usize, [u8; 32]) {
         hash.update(&buffer[..len]);
         total += len;
     }
+}
+
+/// Fails the test if `wait` takes longer than anything in it may.
+pub(super) async fn soon<T>(wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .expect("this does not take long")
+}
+
+/// Waits until `condition` holds.
+pub(super) async fn until(condition: impl Fn() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+/// Lets everything that can happen happen: returns when neither meter has moved for a while.
+pub(super) async fn settle(tunnel: &Tunnel) {
+    let readings = || (tunnel.buyer.reading(), tunnel.seller.reading());
+    let (mut last, mut still) = (readings(), 0);
+    while still < 20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let now = readings();
+        still = if now == last { still + 1 } else { 0 };
+        last = now;
+    }
+}
+
+/// A way out that reaches this machine's loopback addresses.
+pub(super) fn exit_for_tests() -> Arc<Exit> {
+    let setup = Setup::default();
+    Arc::new(Exit::new(
+        Policy::new(setup.config),
+        Arc::new(setup.names),
+        setup.limits,
+    ))
 }

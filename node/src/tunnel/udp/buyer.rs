@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::super::destination::{Destination, Host};
 use super::super::frame::{Frame, OPEN_COST, Target};
 use super::super::link::{Link, Member};
+use super::super::socket::send_or_lose;
 use super::super::socks;
 use super::{Association, MAX_CONTACTS, MAX_DATAGRAM};
 
@@ -70,8 +71,7 @@ impl Side {
     pub(super) fn deliver(&self, peer: &Destination, datagram: &[u8]) {
         let mut contacts = self.contacts();
         socks::wrap_datagram(peer, datagram, &mut contacts.wrapped);
-        // A full socket loses it, like any other.
-        let _ = self.socket.try_send_to(&contacts.wrapped, self.application);
+        send_or_lose(&self.socket, &contacts.wrapped, self.application);
     }
 }
 

@@ -15,6 +15,7 @@ use super::super::egress::{Exit, count_open};
 use super::super::frame::{Frame, OPEN_COST, Refusal};
 use super::super::link::{Link, Member, Seat};
 use super::super::policy::{Checked, Protocol};
+use super::super::socket::send_or_lose;
 use super::{Association, IDLE, MAX_CONTACTS, MAX_DATAGRAM, Slot};
 
 /// Datagrams to names that wait for their lookup. An application that sends to names sends to few.
@@ -114,8 +115,7 @@ impl Side {
             contacts.sent_at.insert(address.ip(), now);
         }
         if let Some(socket) = self.socket(address.ip()) {
-            // Lost, as a full queue on any path would lose it.
-            let _ = socket.try_send_to(datagram, address);
+            send_or_lose(socket, datagram, address);
         }
     }
 
