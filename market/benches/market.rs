@@ -14,6 +14,7 @@ use bitmesh_market::envelope::Network;
 use bitmesh_market::identity::{Ed25519Signer, NodeId, Signer as _};
 use bitmesh_market::matching::{Success, rank};
 use bitmesh_market::offer::{Egress, Modes, Offer, Rails, Services, Terms, Tunnels, VerifiedOffer};
+use bitmesh_market::quote::RfqId;
 use bitmesh_market::time::{Ttl, UnixTime};
 use bitmesh_market::units::{Bytes, BytesPerSecond, Price};
 use bitmesh_market::wire::Unknown;
@@ -142,10 +143,10 @@ fn impossible(round: u32) -> Bid {
     }
 }
 
-fn seed(round: u32) -> [u8; 16] {
-    let mut seed = [0; 16];
-    seed[..4].copy_from_slice(&round.to_be_bytes());
-    seed
+fn rfq(round: u32) -> RfqId {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&round.to_be_bytes());
+    RfqId::from_bytes(bytes)
 }
 
 fn success(_: NodeId) -> Success {
@@ -219,7 +220,7 @@ fn criterion_figures(criterion: &mut Criterion, book: &OrderBook) {
         let mut round = 0;
         b.iter(|| {
             round += 1;
-            rank(book, &bid(round), &seed(round), success, NOW)
+            rank(book, &bid(round), rfq(round), success, NOW)
         });
     });
     group.finish();
@@ -257,7 +258,7 @@ fn match_times(book: &OrderBook, rounds: u32, bid: impl Fn(u32) -> Bid) -> [Dura
             let bid = bid(round);
             let one = || {
                 timed(|| {
-                    let _ = black_box(rank(book, &bid, &seed(round), success, NOW));
+                    let _ = black_box(rank(book, &bid, rfq(round), success, NOW));
                 })
             };
             (0..TRIES).map(|_| one()).min().unwrap_or_default()

@@ -1,10 +1,10 @@
 //! Which asks to try for a bid, best first.
 //!
-//! Deterministic: the same book, bid and seed give the same ranking on every machine (integers
+//! Deterministic: the same book, bid and request give the same ranking on every machine (integers
 //! only). A seller's rank, lower is better, is
 //!
 //! ```text
-//! log2(price) − log2(max(success, 1/32)) + (1/β)·log2(−log2(h))      h = SHA-256(seed ‖ seller)
+//! log2(price) − log2(max(success, 1/32)) + (1/β)·log2(−log2(h))      h = SHA-256(rfq id ‖ seller)
 //! ```
 //!
 //! The last term is the logarithm of a race: asks win with probability proportional to
@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::book::{Ask, Bid, Listing, Misfit, OrderBook};
 use crate::identity::NodeId;
+use crate::quote::RfqId;
 use crate::time::UnixTime;
 use crate::units::Price;
 
@@ -120,8 +121,8 @@ pub struct NoMatchError {
 
 /// Ranks the asks of `book` for `bid`.
 ///
-/// `seed`, random each time, makes this buyer's choice differ from others' and from its last.
-/// `success` says what this node thinks of a seller.
+/// `rfq`, random for each request, makes this buyer's choice differ from others' and this time's
+/// from the last. `success` says what this node thinks of a seller.
 ///
 /// Of one seller only its best ask is ranked, and all its slots share one draw: more offers do not
 /// win more races.
@@ -132,7 +133,7 @@ pub struct NoMatchError {
 pub fn rank(
     book: &OrderBook,
     bid: &Bid,
-    seed: &[u8; 16],
+    rfq: RfqId,
     success: impl Fn(NodeId) -> Success,
     now: UnixTime,
 ) -> Result<Ranking, NoMatchError> {
@@ -159,7 +160,7 @@ pub fn rank(
         .into_iter()
         .map(|ask| {
             let price = log2(ask.terms().price.msat_per_gb());
-            let rank = price + success(ask.seller()).handicap() + jitter(seed, ask.seller());
+            let rank = price + success(ask.seller()).handicap() + jitter(rfq, ask.seller());
             Match { ask, rank }
         })
         .collect();
@@ -206,10 +207,10 @@ impl Search<'_> {
     }
 }
 
-/// `(1/β)·log2(−log2(h))` with `h` uniform in (0, 1), drawn from seed and seller.
-fn jitter(seed: &[u8; 16], seller: NodeId) -> i64 {
+/// `(1/β)·log2(−log2(h))` with `h` uniform in (0, 1), drawn from request and seller.
+fn jitter(rfq: RfqId, seller: NodeId) -> i64 {
     let digest = Sha256::new()
-        .chain_update(seed)
+        .chain_update(rfq.as_bytes())
         .chain_update(seller.as_bytes())
         .finalize();
     let mut first = [0; 4];

@@ -10,7 +10,7 @@ use crate::time::Ttl;
 use crate::units::{Bytes, BytesPerSecond};
 
 const OWN: u8 = 200;
-const SEED: [u8; 16] = [5; 16];
+const RFQ: RfqId = RfqId::from_bytes([5; 16]);
 
 fn book(offers: impl IntoIterator<Item = (u8, u8, Terms)>) -> OrderBook {
     let mut book = OrderBook::new(Config {
@@ -42,10 +42,10 @@ fn bid(max_price: u64) -> Bid {
     Bid::new(Bytes::new(2_000_000), Price::from_msat_per_gb(max_price))
 }
 
-fn seeded(round: u32) -> [u8; 16] {
-    let mut seed = SEED;
-    seed[..4].copy_from_slice(&round.to_be_bytes());
-    seed
+fn numbered(round: u32) -> RfqId {
+    let mut bytes = [5; 16];
+    bytes[..4].copy_from_slice(&round.to_be_bytes());
+    RfqId::from_bytes(bytes)
 }
 
 fn newcomer(_: NodeId) -> Success {
@@ -63,7 +63,7 @@ fn a_much_cheaper_ask_comes_first_and_a_dearer_one_than_paid_does_not_come() {
         (2, 0, priced(100_000)),
         (3, 0, priced(200_000)),
     ]);
-    let ranking = rank(&book, &bid(150_000), &SEED, newcomer, NOW).unwrap();
+    let ranking = rank(&book, &bid(150_000), RFQ, newcomer, NOW).unwrap();
     assert_eq!(
         sellers(&ranking),
         [signer(1).node_id(), signer(2).node_id()]
@@ -81,11 +81,11 @@ fn no_match_names_the_price_that_would_have_matched() {
     let book = book([(1, 0, slow), (2, 0, priced(118)), (3, 0, priced(130))]);
     let mut bid = bid(20);
     bid.min_rate = BytesPerSecond::new(1_000_000);
-    let error = rank(&book, &bid, &SEED, newcomer, NOW).unwrap_err();
+    let error = rank(&book, &bid, RFQ, newcomer, NOW).unwrap_err();
     assert_eq!(error.cheapest, Some(Price::from_msat_per_gb(118)));
 
     bid.min_rate = BytesPerSecond::new(100_000_000);
-    let error = rank(&book, &bid, &SEED, newcomer, NOW).unwrap_err();
+    let error = rank(&book, &bid, RFQ, newcomer, NOW).unwrap_err();
     assert_eq!(
         error,
         NoMatchError {
@@ -139,7 +139,7 @@ fn every_filter_keeps_out_what_it_names() {
         let mut narrowed = fits.clone();
         narrow(&mut narrowed);
         assert_eq!(narrowed.check(ask, NOW), Err(misfit));
-        assert!(rank(&book, &narrowed, &SEED, newcomer, NOW).is_err());
+        assert!(rank(&book, &narrowed, RFQ, newcomer, NOW).is_err());
     }
 }
 
@@ -154,7 +154,7 @@ fn only_the_sought_seller_and_never_a_banned_one_nor_oneself() {
     let book = book(offers);
     let mut bid = bid(200);
     bid.seller = Some(signer(1).node_id());
-    let ranking = rank(&book, &bid, &SEED, newcomer, NOW).unwrap();
+    let ranking = rank(&book, &bid, RFQ, newcomer, NOW).unwrap();
     assert_eq!(sellers(&ranking), [signer(1).node_id()]);
     assert_eq!(
         ranking.best()[0].ask.terms().price,
@@ -162,11 +162,11 @@ fn only_the_sought_seller_and_never_a_banned_one_nor_oneself() {
     );
 
     bid.banned.insert(signer(1).node_id());
-    assert!(rank(&book, &bid, &SEED, newcomer, NOW).is_err());
+    assert!(rank(&book, &bid, RFQ, newcomer, NOW).is_err());
     bid.seller = Some(signer(OWN).node_id());
-    assert!(rank(&book, &bid, &SEED, newcomer, NOW).is_err());
+    assert!(rank(&book, &bid, RFQ, newcomer, NOW).is_err());
     bid.seller = None;
-    let ranking = rank(&book, &bid, &SEED, newcomer, NOW).unwrap();
+    let ranking = rank(&book, &bid, RFQ, newcomer, NOW).unwrap();
     assert_eq!(sellers(&ranking), [signer(2).node_id()]);
 }
 
@@ -181,7 +181,7 @@ fn a_bad_name_costs_up_to_five_doublings_of_the_price() {
         true => Success::of(0, 1_000),
         false => Success::of(1_000, 0),
     };
-    let rank_at = |max_price| rank(&book, &bid(max_price), &SEED, success, NOW).unwrap();
+    let rank_at = |max_price| rank(&book, &bid(max_price), RFQ, success, NOW).unwrap();
     assert_eq!(rank_at(3_000).matches().len(), 2);
     assert_eq!(rank_at(2_000).matches().len(), 1, "a handicap is not a ban");
 }
@@ -192,7 +192,7 @@ fn cheaper_asks_win_in_proportion_to_the_eighth_power_of_the_price() {
     let book = book([(1, 0, priced(100_000)), (2, 0, priced(109_051))]);
     let wins = (0..6_000u32)
         .filter(|round| {
-            let ranking = rank(&book, &bid(200_000), &seeded(*round), newcomer, NOW).unwrap();
+            let ranking = rank(&book, &bid(200_000), numbered(*round), newcomer, NOW).unwrap();
             ranking.best()[0].ask.seller() == signer(1).node_id()
         })
         .count();
@@ -205,7 +205,7 @@ fn buyers_spread_over_sellers_with_equal_prices() {
     let book = book((1..=24).map(|seller| (seller, 0, priced(100))));
     let mut won = std::collections::BTreeMap::new();
     for round in 0..2_400u32 {
-        let ranking = rank(&book, &bid(200), &seeded(round), newcomer, NOW).unwrap();
+        let ranking = rank(&book, &bid(200), numbered(round), newcomer, NOW).unwrap();
         *won.entry(ranking.best()[0].ask.seller()).or_insert(0) += 1;
     }
     assert_eq!(won.len(), 24);
@@ -221,7 +221,7 @@ fn more_slots_do_not_win_more_races() {
             .chain([(2, 0, priced(100))]),
     );
     for round in 0..200 {
-        let pick = |book| sellers(&rank(book, &bid(200), &seeded(round), newcomer, NOW).unwrap());
+        let pick = |book| sellers(&rank(book, &bid(200), numbered(round), newcomer, NOW).unwrap());
         assert_eq!(pick(&one), pick(&four));
     }
 }
@@ -229,7 +229,7 @@ fn more_slots_do_not_win_more_races() {
 #[test]
 fn at_most_so_many_candidates_are_ranked_and_they_are_the_cheapest() {
     let book = book((0..199).map(|seller| (seller, 0, priced(1_000 + u64::from(seller)))));
-    let ranking = rank(&book, &bid(2_000), &SEED, newcomer, NOW).unwrap();
+    let ranking = rank(&book, &bid(2_000), RFQ, newcomer, NOW).unwrap();
     assert_eq!(ranking.matches().len(), MAX_CANDIDATES);
     assert_eq!(ranking.best().len(), ASKED_AT_ONCE);
     assert_eq!(ranking.fallbacks().len(), MAX_CANDIDATES - ASKED_AT_ONCE);
@@ -249,7 +249,7 @@ fn the_ranking_is_the_same_on_every_machine() {
         (2, 0, priced(110_000)),
         (3, 0, priced(0)),
     ]);
-    let ranking = rank(&book, &bid(200_000), &SEED, newcomer, NOW).unwrap();
+    let ranking = rank(&book, &bid(200_000), RFQ, newcomer, NOW).unwrap();
     let ranks: Vec<_> = ranking.matches().iter().map(|m| m.rank).collect();
     assert_eq!(ranks, GOLDEN_RANKS);
 }
@@ -262,7 +262,7 @@ proptest! {
         offers in proptest::collection::vec((1u8..20, any_terms()), 1..40),
         max_price in 0u64..=100_000_000_000,
         min_rate in 0u64..125_000_000_000,
-        seed: [u8; 16],
+        rfq: [u8; 16],
     ) {
         let mut slots = [0; 256];
         let offers = offers.into_iter().filter_map(|(seller, terms)| {
@@ -270,7 +270,7 @@ proptest! {
             slots[usize::from(seller)] += 1;
             (slot < crate::offer::SLOTS).then_some((seller, slot, terms))
         });
-        let book = book(offers);
+        let (book, rfq) = (book(offers), RfqId::from_bytes(rfq));
         let bid = Bid { min_rate: BytesPerSecond::new(min_rate), ..bid(max_price) };
 
         let mut expected = std::collections::BTreeMap::new();
@@ -278,13 +278,13 @@ proptest! {
             let best = expected.entry(ask.seller()).or_insert(ask.terms().price);
             *best = (*best).min(ask.terms().price);
         }
-        match rank(&book, &bid, &seed, newcomer, NOW) {
+        match rank(&book, &bid, rfq, newcomer, NOW) {
             Ok(ranking) => {
                 let ranked: std::collections::BTreeMap<_, _> = ranking.matches().iter().map(|m| (m.ask.seller(), m.ask.terms().price)).collect();
                 prop_assert_eq!(ranked.len(), ranking.matches().len());
                 prop_assert_eq!(ranked, expected);
                 prop_assert!(ranking.matches().is_sorted_by_key(|m| m.rank));
-                prop_assert_eq!(rank(&book, &bid, &seed, newcomer, NOW), Ok(ranking));
+                prop_assert_eq!(rank(&book, &bid, rfq, newcomer, NOW), Ok(ranking));
             }
             Err(error) => {
                 prop_assert!(expected.is_empty());
