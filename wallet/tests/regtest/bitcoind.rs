@@ -65,6 +65,17 @@ impl Regtest {
         Self::start_with(&[])
     }
 
+    /// With the relay policy of Bitcoin Core, whoever made the bitcoind: Knots is looser with
+    /// transactions of version 3 unless told.
+    pub(crate) fn start_with_core_policy() -> Self {
+        let version = Command::new(executable()).arg("-version").output();
+        let version = version.expect(HOW_TO_GET_ONE).stdout;
+        match String::from_utf8_lossy(&version).contains("Knots") {
+            true => Self::start_with(&["-corepolicy=1"]),
+            false => Self::start(),
+        }
+    }
+
     pub(crate) fn start_with(extra: &[&str]) -> Self {
         let mut node = Self {
             process: None,

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
 
 mod bitcoind;
+mod channel;
+mod channel_life;
 mod coins;
 mod source;
 mod watcher;

@@ -1,0 +1,266 @@
+//! Vouchers against bare signatures, and what durability costs.
+//!
+//! `cargo bench -p bitmesh-wallet`. The figures to compare are ratios of one run:
+//! `voucher/create` to `schnorr/sign`, and `voucher/verify` to `schnorr/verify`.
+
+#![expect(missing_docs, reason = "criterion's macros make public functions")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot go on has failed"
+)]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use bitcoin::absolute::LockTime;
+use bitcoin::secp256k1::{Keypair, Message as Digest, Secp256k1, SecretKey};
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
+use bitmesh_wallet::channel::deadline::BlockHeight;
+use bitmesh_wallet::channel::exposure::ExposureTable;
+use bitmesh_wallet::channel::message::{Accept, Funding, Message, Open};
+use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, Tranche, genesis};
+use bitmesh_wallet::channel::payee::{Acceptance, Input, Output, Payee};
+use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
+use bitmesh_wallet::channel::{PartyId, TrancheIndex};
+use bitmesh_wallet::store::Journal;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+
+const CAPACITY: Amount = Amount::from_sat(10_000_000);
+const TIP: BlockHeight = BlockHeight::new(800_000);
+/// Vouchers that share one sync, as when they come faster than a tenth of a second allows.
+const GROUP: u64 = 100;
+
+fn keypair(seed: u8) -> Keypair {
+    let secret = SecretKey::from_slice(&[seed; 32]).unwrap();
+    Keypair::from_secret_key(&Secp256k1::new(), &secret)
+}
+
+fn parties() -> Parties {
+    Parties {
+        payer: PartyId::from_bytes([1; 32]),
+        payee: PartyId::from_bytes([2; 32]),
+    }
+}
+
+fn open() -> Open {
+    Open {
+        nonce: [0; 16],
+        chain: genesis(Network::Regtest),
+        payer: parties().payer,
+        payee: parties().payee,
+        payer_key: keypair(1).x_only_public_key().0,
+        capacity: CAPACITY,
+        expiry: BlockHeight::new(804_320),
+        change_script: ScriptBuf::new_p2tr(
+            &Secp256k1::new(),
+            keypair(3).x_only_public_key().0,
+            None,
+        ),
+    }
+}
+
+fn contract() -> Contract {
+    let open = open();
+    let accept = Accept {
+        proposal: open.proposal(),
+        payee_key: keypair(2).x_only_public_key().0,
+        min_first: Amount::ZERO,
+        exposure: ExposureTable::default(),
+    };
+    Contract::new(open, accept).unwrap()
+}
+
+fn funding() -> Transaction {
+    let input = TxIn {
+        previous_output: OutPoint::null(),
+        script_sig: ScriptBuf::new(),
+        sequence: Sequence::MAX,
+        witness: Witness::from_slice(&[[0; 64]]),
+    };
+    let script_pubkey = contract().scripts().output().clone();
+    Transaction {
+        version: Version(3),
+        lock_time: LockTime::ZERO,
+        input: vec![input],
+        output: vec![TxOut {
+            value: CAPACITY,
+            script_pubkey,
+        }],
+    }
+}
+
+fn tranche() -> Tranche {
+    contract().fund(&funding(), 0).unwrap()
+}
+
+/// A payee with deep funding and no voucher.
+fn payee(now: Instant) -> Payee {
+    let acceptance = Acceptance {
+        network: Network::Regtest,
+        parties: parties(),
+        min_first: Amount::ZERO,
+        tip: TIP,
+        key_index: 0,
+    };
+    let policy = PayeePolicy::default();
+    let mut payee = Payee::accept(open(), &acceptance, keypair(2), policy).unwrap();
+    let (channel, tranche) = (payee.channel(), TrancheIndex::FIRST);
+    let funding = Funding {
+        channel,
+        tranche,
+        tx: funding(),
+        vout: 0,
+    };
+    payee
+        .handle(Input::Received(Message::Funding(Box::new(funding))), now)
+        .unwrap();
+    payee
+        .handle(Input::FundingConfirmed { confirmations: 6 }, now)
+        .unwrap();
+    while payee.poll_output().is_some() {}
+    payee
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "any instant will do as the beginning of time"
+)]
+fn epoch() -> Instant {
+    Instant::now()
+}
+
+fn signatures(c: &mut Criterion) {
+    let secp = Secp256k1::new();
+    let (payer, tranche) = (keypair(1), tranche());
+    let digest = Digest::from_digest(tranche.digest(Amount::from_sat(5_000)).unwrap());
+    let signature = secp.sign_schnorr_no_aux_rand(&digest, &payer);
+    let key = payer.x_only_public_key().0;
+
+    let mut group = c.benchmark_group("schnorr");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("sign", |b| {
+        b.iter(|| secp.sign_schnorr_no_aux_rand(black_box(&digest), &payer));
+    });
+    group.bench_function("verify", |b| {
+        b.iter(|| {
+            secp.verify_schnorr(&signature, black_box(&digest), &key)
+                .unwrap()
+        });
+    });
+    group.finish();
+
+    let mut group = c.benchmark_group("voucher");
+    group.throughput(Throughput::Elements(1));
+    let mut total = 0;
+    let mut next = || {
+        total = total % 9_000_000 + 1;
+        Amount::from_sat(total)
+    };
+    group.bench_function("create", |b| {
+        b.iter(|| tranche.sign(&payer, next()).unwrap())
+    });
+    let vouchers: Vec<_> = (1..=512)
+        .map(|total| tranche.sign(&payer, Amount::from_sat(total)).unwrap())
+        .collect();
+    let mut at = 0;
+    group.bench_function("verify", |b| {
+        b.iter(|| {
+            at = (at + 1) % vouchers.len();
+            tranche.verify(&vouchers[at]).unwrap();
+        });
+    });
+    group.finish();
+}
+
+/// The whole way of a voucher through the payee: bytes in, decoded, verified, credited, answered.
+fn machine(c: &mut Criterion) {
+    let now = epoch();
+    let (payer, tranche) = (keypair(1), tranche());
+    let vouchers: Vec<_> = (1..=GROUP)
+        .map(|total| tranche.sign(&payer, Amount::from_sat(total)).unwrap())
+        .map(|voucher| Message::Voucher(voucher).to_bytes())
+        .collect();
+    let mut group = c.benchmark_group("payee");
+    group.throughput(Throughput::Elements(GROUP));
+    group.bench_function("without a disk", |b| {
+        b.iter_batched(
+            || payee(now),
+            |mut payee| {
+                for bytes in &vouchers {
+                    let message = Message::from_bytes(bytes).unwrap();
+                    payee.handle(Input::Received(message), now).unwrap();
+                    while let Some(output) = payee.poll_output() {
+                        black_box(output);
+                    }
+                }
+            },
+            BatchSize::SmallInput,
+        );
+    });
+
+    let directory = tempfile::tempdir().unwrap();
+    let (mut journal, _, _) = Journal::open(directory.path().join("journal")).unwrap();
+    let mut durable = |payee: &mut Payee, journal: &mut Journal, is_grouped: bool| {
+        for bytes in &vouchers {
+            let message = Message::from_bytes(bytes).unwrap();
+            payee.handle(Input::Received(message), now).unwrap();
+            while let Some(output) = payee.poll_output() {
+                if let Output::Persist(record) = output {
+                    journal
+                        .append_deferred(JOURNAL_KIND, &record.to_bytes())
+                        .unwrap();
+                }
+            }
+            if !is_grouped {
+                journal.sync().unwrap();
+            }
+        }
+        journal.sync().unwrap();
+    };
+    for (name, is_grouped) in [("with group commit", true), ("with a sync each", false)] {
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || payee(now),
+                |mut payee| durable(&mut payee, &mut journal, is_grouped),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+fn journal(c: &mut Criterion) {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut journal, _, _) = Journal::open(directory.path().join("journal")).unwrap();
+    let voucher = tranche()
+        .sign(&keypair(1), Amount::from_sat(5_000))
+        .unwrap();
+    let fact = Fact::Held {
+        tranche: voucher.tranche,
+        total: voucher.total,
+        signature: voucher.signature,
+    };
+    let record = Record {
+        proposal: contract().proposal(),
+        fact,
+    }
+    .to_bytes();
+    let mut group = c.benchmark_group("journal");
+    group.bench_function("append deferred", |b| {
+        b.iter(|| journal.append_deferred(JOURNAL_KIND, &record).unwrap());
+    });
+    group.bench_function("append", |b| {
+        b.iter(|| journal.append(JOURNAL_KIND, &record).unwrap())
+    });
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3));
+    targets = signatures, machine, journal
+}
+criterion_main!(benches);

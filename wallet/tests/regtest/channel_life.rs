@@ -1,0 +1,545 @@
+//! Both machines over whole lives on a real chain: journals on disk, the real watcher, the real
+//! wallet, and books that add up at the end.
+
+use std::time::{Duration, Instant};
+
+use bitcoin::secp256k1::Keypair;
+use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction};
+use bitmesh_wallet::chain::bitcoind::Bitcoind;
+use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
+use bitmesh_wallet::chain::{ChainSource, Start};
+use bitmesh_wallet::channel::deadline::BlockHeight;
+use bitmesh_wallet::channel::message::Message;
+use bitmesh_wallet::channel::params::{Parties, PayeePolicy, PayerPolicy};
+use bitmesh_wallet::channel::payee::{self, Acceptance, Payee, Sighting};
+use bitmesh_wallet::channel::payer::{self, Payer, Proposal};
+use bitmesh_wallet::channel::record::{End, JOURNAL_KIND, Record};
+use bitmesh_wallet::channel::{PartyId, tx};
+use bitmesh_wallet::keys::Role;
+use bitmesh_wallet::ledger::{Ledger, Totals};
+use bitmesh_wallet::store::Journal;
+
+use crate::bitcoind::{NOW, Purse, Regtest, watch};
+
+const CAPACITY: Amount = Amount::from_sat(100_000);
+/// What the payer begins with.
+const COINBASE: Amount = Amount::from_sat(5_000_000_000);
+const ONE: FeeRate = FeeRate::from_sat_per_vb_u32(1);
+
+fn sat(sat: u64) -> Amount {
+    Amount::from_sat(sat)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "any instant will do as the beginning of time"
+)]
+fn epoch() -> Instant {
+    Instant::now()
+}
+
+fn parties() -> Parties {
+    Parties {
+        payer: PartyId::from_bytes([1; 32]),
+        payee: PartyId::from_bytes([2; 32]),
+    }
+}
+
+/// What either side has beside its machine.
+struct Shell {
+    purse: Purse,
+    journal: Option<Journal>,
+    records: Vec<Record>,
+    source: Bitcoind,
+    watcher: Watcher,
+    outbox: Vec<Message>,
+}
+
+impl Shell {
+    fn new(node: &Regtest, purse: Purse) -> Self {
+        let (journal, _, _) = Journal::open(purse.store().join("journal")).unwrap();
+        let source = node.source(Start::default());
+        let watcher = Watcher::new(source.tip().unwrap().block);
+        let source = node.source(watcher.start());
+        let (records, outbox) = (Vec::new(), Vec::new());
+        Self {
+            purse,
+            journal: Some(journal),
+            records,
+            source,
+            watcher,
+            outbox,
+        }
+    }
+
+    fn persist(&mut self, record: Record) {
+        self.journal
+            .as_mut()
+            .unwrap()
+            .append(JOURNAL_KIND, &record.to_bytes())
+            .unwrap();
+        self.records.push(record);
+    }
+
+    /// The watcher only knows what it is told: what is in the mempool already is told again.
+    fn watch(&mut self, outpoint: OutPoint, script: ScriptBuf, funding: &Transaction) {
+        self.watcher.watch(outpoint, script, funding).unwrap();
+        self.source
+            .look_again(&[outpoint.txid], &[outpoint])
+            .unwrap();
+    }
+
+    fn hear(&mut self) -> Vec<WatchEvent> {
+        let mut told: Vec<_> = std::iter::from_fn(|| self.watcher.poll_event()).collect();
+        told.extend(watch(&mut self.source, &mut self.watcher));
+        told
+    }
+
+    /// Kills the process: only the disk remains.
+    fn restart(&mut self, node: &Regtest) -> Vec<Record> {
+        self.outbox.clear();
+        self.journal = None;
+        let (journal, entries, report) = Journal::open(self.purse.store().join("journal")).unwrap();
+        assert_eq!(report.cut, 0);
+        self.journal = Some(journal);
+        self.records = entries
+            .iter()
+            .filter(|(kind, _)| *kind == JOURNAL_KIND)
+            .map(|(_, bytes)| Record::from_bytes(bytes).unwrap())
+            .collect();
+        self.watcher = Watcher::restore(&self.watcher.snapshot()).unwrap();
+        self.source = node.source(self.watcher.start());
+        self.records.clone()
+    }
+
+    fn books(&self) -> Totals {
+        let totals = Ledger::from_records(&self.records).unwrap().totals();
+        assert!(totals.adds_up(), "{totals:?}");
+        totals
+    }
+}
+
+struct World {
+    node: Regtest,
+    now: Instant,
+    payer: Payer,
+    payer_key: Keypair,
+    payers: Shell,
+    payee: Payee,
+    payee_key: Keypair,
+    payees: Shell,
+    events: Vec<payee::Event>,
+}
+
+impl World {
+    fn start() -> Self {
+        let node = Regtest::start();
+        let purse = Purse::rich(&node, 1, 1);
+        let payee_purse = Purse::new(&node, 2);
+        let payer_key = purse.keys.channel_keypair(Role::Payer, 0).unwrap();
+        let payee_key = payee_purse.keys.channel_keypair(Role::Payee, 0).unwrap();
+        let mut payers = Shell::new(&node, purse);
+        let payees = Shell::new(&node, payee_purse);
+        let now = epoch();
+        let tip = BlockHeight::new(node.height());
+        let proposal = Proposal {
+            nonce: [3; 16],
+            network: Network::Regtest,
+            parties: parties(),
+            capacity: CAPACITY,
+            expiry: tip.checked_add(1_008).unwrap(),
+            change_script: payers.purse.wallet.change_script().unwrap(),
+            max_min_first: sat(1_000),
+            key_index: 0,
+        };
+        let mut payer = Payer::propose(proposal, payer_key, PayerPolicy::default(), now);
+        let acceptance = Acceptance {
+            network: Network::Regtest,
+            parties: parties(),
+            min_first: tx::min_first_payment(ONE).unwrap(),
+            tip,
+            key_index: 0,
+        };
+        let open = payer.open().clone();
+        let policy = PayeePolicy::default();
+        let payee = Payee::accept(open, &acceptance, payee_key, policy).unwrap();
+        payer.handle(payer::Input::TipChanged(tip), now).unwrap();
+        let events = Vec::new();
+        let mut world = Self {
+            node,
+            now,
+            payer,
+            payer_key,
+            payers,
+            payee,
+            payee_key,
+            payees,
+            events,
+        };
+        world.run();
+        world
+    }
+
+    /// Performs and delivers until nothing is left to do.
+    fn run(&mut self) {
+        loop {
+            let mut is_quiet = true;
+            while let Some(output) = self.payer.poll_output() {
+                is_quiet = false;
+                self.perform_payer(output);
+            }
+            while let Some(output) = self.payee.poll_output() {
+                is_quiet = false;
+                self.perform_payee(output);
+            }
+            for message in std::mem::take(&mut self.payers.outbox) {
+                let message = Message::from_bytes(&message.to_bytes()).unwrap();
+                self.payee
+                    .handle(payee::Input::Received(message), self.now)
+                    .unwrap();
+            }
+            for message in std::mem::take(&mut self.payees.outbox) {
+                let message = Message::from_bytes(&message.to_bytes()).unwrap();
+                self.payer
+                    .handle(payer::Input::Received(message), self.now)
+                    .unwrap();
+            }
+            is_quiet &= !self.hear_chain();
+            if is_quiet {
+                return;
+            }
+        }
+    }
+
+    fn perform_payer(&mut self, output: payer::Output) {
+        match output {
+            payer::Output::Persist(record) => self.payers.persist(record),
+            payer::Output::Send(message) => self.payers.outbox.push(message),
+            payer::Output::Fund { script, amount } => {
+                self.payers.purse.sync();
+                let (tx, preview) = self.payers.purse.wallet.fund(&script, amount, ONE).unwrap();
+                let (tx, fee) = (Box::new(tx), preview.fee);
+                self.payer
+                    .handle(payer::Input::FundingSigned { tx, fee }, self.now)
+                    .unwrap();
+            }
+            payer::Output::Broadcast(tx) => {
+                self.payers.purse.wallet.record(&tx, NOW).unwrap();
+                let _ = self.payers.source.broadcast(&tx);
+            }
+            payer::Output::Watch {
+                outpoint,
+                script,
+                funding,
+            } => {
+                self.payers.watch(outpoint, script, &funding);
+            }
+            payer::Output::Notify(payer::Event::RefundDue) => {
+                let input = payer::Input::RefundAsked { feerate: ONE };
+                self.payer.handle(input, self.now).unwrap();
+            }
+            payer::Output::Notify(_) => {}
+        }
+    }
+
+    fn perform_payee(&mut self, output: payee::Output) {
+        match output {
+            payee::Output::Persist(record) => self.payees.persist(record),
+            payee::Output::Send(message) => self.payees.outbox.push(message),
+            payee::Output::Broadcast(tx) => {
+                let _ = self.payees.source.broadcast(&tx);
+            }
+            payee::Output::Watch {
+                outpoint,
+                script,
+                funding,
+            } => {
+                self.payees.watch(outpoint, script, &funding);
+            }
+            payee::Output::Notify(event) => {
+                self.events.push(event);
+                match event {
+                    payee::Event::ZeroConfDue { want } => {
+                        let input = payee::Input::ZeroConfGranted { limit: want };
+                        self.payee.handle(input, self.now).unwrap();
+                    }
+                    payee::Event::CloseDue { .. } => self.close(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        let payout = self.payees.purse.address().script_pubkey();
+        let input = payee::Input::CloseAsked {
+            payout,
+            feerate: ONE,
+        };
+        self.payee.handle(input, self.now).unwrap();
+    }
+
+    fn hear_chain(&mut self) -> bool {
+        let payers = self.payers.hear();
+        let payees = self.payees.hear();
+        let is_news = !payers.is_empty() || !payees.is_empty();
+        for event in payers {
+            let input = match event {
+                WatchEvent::Seen { .. } => payer::Input::FundingDepth { confirmations: 0 },
+                WatchEvent::Depth { confirmations, .. } => {
+                    payer::Input::FundingDepth { confirmations }
+                }
+                WatchEvent::Conflicted { confirmations, .. } => {
+                    payer::Input::FundingConflicted { confirmations }
+                }
+                WatchEvent::Dropped { .. } => payer::Input::FundingDropped,
+                WatchEvent::Spent {
+                    transaction,
+                    height,
+                    ..
+                } => payer::Input::Spent {
+                    tx: Box::new((*transaction).clone()),
+                    height: height.map(BlockHeight::new),
+                },
+                WatchEvent::Unspent { .. } => payer::Input::Unspent,
+            };
+            self.payer.handle(input, self.now).unwrap();
+        }
+        for event in payees {
+            let input = match event {
+                WatchEvent::Seen { .. } => payee::Input::FundingSeen(Sighting {
+                    has_confirmed_inputs: true,
+                    feerate: ONE,
+                    wanted_feerate: ONE,
+                }),
+                WatchEvent::Depth { confirmations, .. } => {
+                    payee::Input::FundingConfirmed { confirmations }
+                }
+                WatchEvent::Conflicted { confirmations, .. } => {
+                    payee::Input::FundingConflicted { confirmations }
+                }
+                WatchEvent::Dropped { .. } => payee::Input::FundingDropped,
+                WatchEvent::Spent {
+                    transaction,
+                    height,
+                    ..
+                } => payee::Input::Spent {
+                    tx: Box::new((*transaction).clone()),
+                    height: height.map(BlockHeight::new),
+                },
+                WatchEvent::Unspent { .. } => payee::Input::Unspent,
+            };
+            self.payee.handle(input, self.now).unwrap();
+        }
+        is_news
+    }
+
+    fn mine(&mut self, blocks: u32) {
+        self.node.mine_away(blocks);
+        self.hear_chain();
+        let tip = BlockHeight::new(self.node.height());
+        self.payer
+            .handle(payer::Input::TipChanged(tip), self.now)
+            .unwrap();
+        self.payee
+            .handle(payee::Input::TipChanged(tip), self.now)
+            .unwrap();
+        self.run();
+    }
+
+    fn sleep(&mut self, wait: Duration) {
+        self.now += wait;
+        self.payer.handle_timeout(self.now);
+        self.payee.handle_timeout(self.now);
+        self.run();
+    }
+
+    fn pay(&mut self, total: u64) {
+        let input = payer::Input::Pay { total: sat(total) };
+        self.payer.handle(input, self.now).unwrap();
+        self.run();
+    }
+
+    fn restart_payer(&mut self) {
+        let records = self.payers.restart(&self.node);
+        let policy = PayerPolicy::default();
+        self.payer = Payer::restore(records, self.payer_key, policy, self.now).unwrap();
+        let tip = BlockHeight::new(self.node.height());
+        self.payer
+            .handle(payer::Input::TipChanged(tip), self.now)
+            .unwrap();
+        self.run();
+    }
+
+    fn restart_payee(&mut self) {
+        let records = self.payees.restart(&self.node);
+        let policy = PayeePolicy::default();
+        self.payee = Payee::restore(records, self.payee_key, policy).unwrap();
+        let tip = BlockHeight::new(self.node.height());
+        self.payee
+            .handle(payee::Input::TipChanged(tip), self.now)
+            .unwrap();
+        self.run();
+    }
+}
+
+#[test]
+fn a_whole_life_from_the_proposal_to_the_payees_coins_adds_up_to_the_sat() {
+    let mut world = World::start();
+    world.pay(1);
+    assert_eq!(world.payee.held(), sat(740));
+    assert_eq!(world.payee.credited(), Amount::ZERO);
+    world.sleep(Duration::from_secs(10));
+    assert_eq!(world.payee.credited(), sat(740));
+
+    world.mine(1);
+    world.pay(30_000);
+    world.restart_payer();
+    world.restart_payee();
+    assert_eq!(world.payee.held(), sat(30_000));
+    assert_eq!(world.payee.credited(), sat(30_000));
+    world.mine(2);
+    // A later session on the same channel.
+    world.pay(61_234);
+    world.restart_payee();
+    assert_eq!(world.payee.credited(), sat(61_234));
+    assert_eq!(world.payer.stage(), payer::Stage::Open);
+    assert_eq!(world.payee.stage(), payee::Stage::Open);
+
+    world.close();
+    world.run();
+    assert_eq!(world.payer.stage(), payer::Stage::Ending);
+    world.restart_payee();
+    world.mine(6);
+
+    let settlement = world.payee.settlement().unwrap();
+    assert_eq!(world.payer.settlement(), Some(settlement));
+    assert_eq!(settlement.paid(), sat(61_234));
+    assert_eq!(settlement.fee, sat(tx::CLOSE_VBYTES));
+    let (payer, payee) = (world.payers.books(), world.payees.books());
+    assert_eq!(payer.paid, sat(61_234));
+    assert_eq!(payer.returned, CAPACITY - sat(61_234));
+    assert_eq!(payee.received + payee.close_fees, payer.paid);
+    world.payers.purse.sync();
+    world.payees.purse.sync();
+    assert_eq!(world.payees.purse.wallet.balance().total(), payee.received);
+    assert_eq!(
+        world.payers.purse.wallet.balance().total(),
+        COINBASE - payer.paid - payer.funding_fees
+    );
+}
+
+#[test]
+fn the_payee_closes_by_itself_a_day_before_the_expiry_when_the_payer_vanishes() {
+    let mut world = World::start();
+    world.mine(3);
+    world.pay(50_000);
+    world.mine(1_008 - 3 - 145);
+    assert_eq!(world.payee.stage(), payee::Stage::Open);
+
+    world.mine(1);
+    assert_eq!(world.payee.stage(), payee::Stage::Closing);
+    world.mine(6);
+
+    assert_eq!(world.payee.settlement().unwrap().end, End::Commitment);
+    assert_eq!(
+        world.payees.books().received,
+        sat(50_000 - tx::CLOSE_VBYTES)
+    );
+    assert_eq!(world.payers.books().paid, sat(50_000));
+}
+
+#[test]
+fn the_payer_has_everything_back_after_the_expiry_when_the_payee_vanishes() {
+    let mut world = World::start();
+    world.mine(3);
+    world.pay(50_000);
+    // From here on the payee hears nothing and says nothing.
+    world.node.mine_away(1_008 - 3 - 1);
+    let alone = |world: &mut World| {
+        for event in world.payers.hear() {
+            if let WatchEvent::Spent {
+                transaction,
+                height,
+                ..
+            } = event
+            {
+                let (tx, height) = (
+                    Box::new((*transaction).clone()),
+                    height.map(BlockHeight::new),
+                );
+                world
+                    .payer
+                    .handle(payer::Input::Spent { tx, height }, world.now)
+                    .unwrap();
+            }
+        }
+        let tip = BlockHeight::new(world.node.height());
+        world
+            .payer
+            .handle(payer::Input::TipChanged(tip), world.now)
+            .unwrap();
+        while let Some(output) = world.payer.poll_output() {
+            world.perform_payer(output);
+        }
+    };
+    alone(&mut world);
+    assert_eq!(world.payer.stage(), payer::Stage::Open);
+    world.node.mine_away(1);
+    alone(&mut world);
+    assert_eq!(world.payer.stage(), payer::Stage::Ending);
+    world.node.mine_away(6);
+    alone(&mut world);
+
+    let books = world.payers.books();
+    assert_eq!((books.paid, books.locked), (Amount::ZERO, Amount::ZERO));
+    assert_eq!(books.refunded + books.refund_fees, CAPACITY);
+    let fee = books.refund_fees.to_sat();
+    assert!(
+        (tx::REFUND_VBYTES - 1..=tx::REFUND_VBYTES).contains(&fee),
+        "{fee}"
+    );
+    world.payers.purse.sync();
+    assert_eq!(
+        world.payers.purse.wallet.balance().total(),
+        COINBASE - books.refund_fees - books.funding_fees
+    );
+}
+
+#[test]
+fn double_spent_funding_freezes_the_payee_at_what_it_granted() {
+    let mut world = World::start();
+    world.pay(1);
+    world.sleep(Duration::from_secs(10));
+    assert_eq!(world.payee.credited(), sat(740));
+    let funding = world.payee.tranche().unwrap().outpoint().txid;
+    let rate = FeeRate::from_sat_per_vb_u32(10);
+    let theft = world
+        .payers
+        .purse
+        .wallet
+        .cancel(funding, rate, NOW)
+        .unwrap();
+    world.payers.source.broadcast(&theft).unwrap();
+
+    world.run();
+
+    assert_eq!(world.payee.stage(), payee::Stage::Conflicted);
+    assert_eq!(world.payee.limit(), Amount::ZERO);
+    assert_eq!(world.payer.stage(), payer::Stage::Conflicted);
+    let tail = &world.events[world.events.len() - 3..];
+    assert_eq!(
+        tail,
+        [
+            payee::Event::ZeroConfLost,
+            payee::Event::FundingLost,
+            payee::Event::LimitChanged {
+                limit: Amount::ZERO
+            },
+        ]
+    );
+    world.mine(6);
+    assert_eq!(world.payee.stage(), payee::Stage::Abandoned);
+    assert_eq!(world.payees.books().lost, sat(740));
+    assert_eq!(world.payer.stage(), payer::Stage::Abandoned);
+}
