@@ -3,7 +3,6 @@
 //! `cargo bench -p bitmesh-wallet`. The figures to compare are ratios of one run:
 //! `voucher/create` to `schnorr/sign`, and `voucher/verify` to `schnorr/verify`.
 
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
 #![expect(
     clippy::unwrap_used,
     reason = "a benchmark that cannot go on has failed"
@@ -201,7 +200,7 @@ fn machine(c: &mut Criterion) {
 
     let directory = tempfile::tempdir().unwrap();
     let (mut journal, _, _) = Journal::open(directory.path().join("journal")).unwrap();
-    let mut durable = |payee: &mut Payee, journal: &mut Journal, is_grouped: bool| {
+    let durable = |payee: &mut Payee, journal: &mut Journal, is_grouped: bool| {
         for bytes in &vouchers {
             let message = Message::from_bytes(bytes).unwrap();
             payee.handle(Input::Received(message), now).unwrap();
