@@ -1,0 +1,246 @@
+//! What channel machines want done and report, in the node's words.
+
+use std::time::Instant;
+
+use bitmesh_market::identity::NodeId;
+use bitmesh_wallet::channel::params::Tranche;
+use bitmesh_wallet::channel::{ProposalId, payee, payer};
+
+use super::{Output, Payments};
+
+impl Payments {
+    /// Tells the session what is held and does not count yet.
+    pub(super) fn tell_deferred(&mut self, proposal: ProposalId, buyer: NodeId) {
+        let (Some(channel), Some(pair)) = (self.payees.get(&proposal), self.sold.get(&buyer))
+        else {
+            return;
+        };
+        let (held, credited) = (channel.machine.held(), channel.machine.credited());
+        if let Some(lease) = pair.lease
+            && pair.channel == Some(proposal)
+            && held > credited
+        {
+            let mut account = pair.account;
+            account.on_channel_total(held.to_sat());
+            self.outputs.push_back(Output::Deferred {
+                lease,
+                total: account.credit(),
+            });
+        }
+    }
+
+    pub(super) fn drain_payer(&mut self, proposal: ProposalId) {
+        let Some(channel) = self.payers.get_mut(&proposal) else {
+            return;
+        };
+        let seller = channel.peer;
+        let mut events = Vec::new();
+        while let Some(output) = channel.machine.poll_output() {
+            self.outputs.push_back(match output {
+                payer::Output::Persist(record) => Output::Persist(record),
+                payer::Output::Send(message) => Output::Send {
+                    to: seller,
+                    message,
+                },
+                payer::Output::Fund { script, amount } => Output::Fund {
+                    channel: proposal,
+                    script,
+                    amount,
+                },
+                payer::Output::Broadcast(tx) => {
+                    if Some(tx.compute_txid())
+                        != channel.machine.tranche().map(|t| t.outpoint().txid)
+                    {
+                        channel.ending = Some((*tx).clone());
+                    }
+                    Output::Broadcast(tx)
+                }
+                payer::Output::Watch {
+                    outpoint,
+                    script,
+                    funding,
+                } => {
+                    channel.funding = Some(outpoint);
+                    Output::Watch {
+                        channel: proposal,
+                        outpoint,
+                        script,
+                        funding,
+                    }
+                }
+                payer::Output::Notify(event) => {
+                    events.push(event);
+                    continue;
+                }
+            });
+        }
+        for event in events {
+            self.payer_event(proposal, seller, event);
+        }
+    }
+
+    fn payer_event(&mut self, proposal: ProposalId, seller: NodeId, event: payer::Event) {
+        let is_in_use = self
+            .bought
+            .get(&seller)
+            .is_some_and(|pair| pair.channel == Some(proposal));
+        match event {
+            payer::Event::Negotiated { channel, .. } => self.index(Some(channel), proposal),
+            payer::Event::Paid { total } | payer::Event::CaughtUp { total } if is_in_use => {
+                let pair = self.bought.entry(seller).or_default();
+                pair.account.on_channel_total(total.to_sat());
+                let credit = pair.account.credit();
+                if let (Some(lease), Some(wanted)) = (pair.lease, pair.wanted)
+                    && credit >= wanted
+                {
+                    self.answer(
+                        seller,
+                        Output::Paid {
+                            lease,
+                            total: credit,
+                        },
+                    );
+                }
+            }
+            payer::Event::RefundDue => self
+                .outputs
+                .push_back(Output::RefundDue { channel: proposal }),
+            payer::Event::Abandoned
+            | payer::Event::PaymentsStopped
+            | payer::Event::Ending { .. }
+            | payer::Event::Settled(_)
+                if is_in_use =>
+            {
+                let lease = self.bought.get(&seller).and_then(|pair| pair.lease);
+                if let Some(lease) = lease {
+                    self.outputs.push_back(Output::ChannelEnding { lease });
+                }
+            }
+            payer::Event::Paid { .. }
+            | payer::Event::CaughtUp { .. }
+            | payer::Event::Funded { .. }
+            | payer::Event::LimitChanged { .. }
+            | payer::Event::Refused { .. }
+            | payer::Event::FundingDropped
+            | payer::Event::FundingConflicted
+            | payer::Event::Abandoned
+            | payer::Event::PaymentsStopped
+            | payer::Event::Ending { .. }
+            | payer::Event::Settled(_) => {}
+        }
+        self.outputs.push_back(Output::Changed(proposal));
+    }
+
+    pub(super) fn drain_payee(&mut self, proposal: ProposalId, now: Instant) {
+        loop {
+            let Some(channel) = self.payees.get_mut(&proposal) else {
+                return;
+            };
+            let buyer = channel.peer;
+            let mut events = Vec::new();
+            while let Some(output) = channel.machine.poll_output() {
+                self.outputs.push_back(match output {
+                    payee::Output::Persist(record) => Output::Persist(record),
+                    payee::Output::Send(message) => Output::Send { to: buyer, message },
+                    payee::Output::Broadcast(tx) => {
+                        if tx.input.iter().any(|i| {
+                            Some(i.previous_output)
+                                == channel.machine.tranche().map(Tranche::outpoint)
+                        }) {
+                            channel.ending = Some((*tx).clone());
+                        }
+                        Output::Broadcast(tx)
+                    }
+                    payee::Output::Watch {
+                        outpoint,
+                        script,
+                        funding,
+                    } => {
+                        channel.funding = Some(outpoint);
+                        Output::Watch {
+                            channel: proposal,
+                            outpoint,
+                            script,
+                            funding,
+                        }
+                    }
+                    payee::Output::Notify(event) => {
+                        events.push(event);
+                        continue;
+                    }
+                });
+            }
+            if events.is_empty() {
+                return;
+            }
+            for event in events {
+                self.payee_event(proposal, buyer, event, now);
+            }
+        }
+    }
+
+    fn payee_event(
+        &mut self,
+        proposal: ProposalId,
+        buyer: NodeId,
+        event: payee::Event,
+        now: Instant,
+    ) {
+        let is_in_use = self
+            .sold
+            .get(&buyer)
+            .is_some_and(|pair| pair.channel == Some(proposal));
+        match event {
+            payee::Event::Credited { total } if is_in_use => {
+                let pair = self.sold.entry(buyer).or_default();
+                pair.account.on_channel_total(total.to_sat());
+                if let Some(lease) = pair.lease {
+                    let total = pair.account.credit();
+                    self.outputs.push_back(Output::Paid { lease, total });
+                }
+            }
+            payee::Event::ZeroConfDue { want } => {
+                let limit = self.budget.grant(proposal, want);
+                if let Some(channel) = self.payees.get_mut(&proposal) {
+                    let _ = channel
+                        .machine
+                        .handle(payee::Input::ZeroConfGranted { limit }, now);
+                }
+            }
+            payee::Event::ZeroConfReleased => self.budget.release(proposal),
+            payee::Event::ZeroConfLost => {
+                if let Some(tip) = self.tip {
+                    self.budget.lost(proposal, tip);
+                }
+            }
+            payee::Event::CloseDue { blocks_left, .. } => {
+                self.outputs.push_back(Output::CloseDue {
+                    channel: proposal,
+                    blocks_left,
+                });
+            }
+            payee::Event::FundingLost
+            | payee::Event::ServiceStopped
+            | payee::Event::Closing { .. }
+            | payee::Event::Ending { .. }
+            | payee::Event::Abandoned
+                if is_in_use =>
+            {
+                let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
+                if let Some(lease) = lease {
+                    self.outputs.push_back(Output::ChannelEnding { lease });
+                }
+            }
+            payee::Event::Credited { .. }
+            | payee::Event::Funded { .. }
+            | payee::Event::LimitChanged { .. }
+            | payee::Event::FundingLost
+            | payee::Event::ServiceStopped
+            | payee::Event::Closing { .. }
+            | payee::Event::Ending { .. }
+            | payee::Event::Settled(_)
+            | payee::Event::Abandoned => {}
+        }
+        self.outputs.push_back(Output::Changed(proposal));
+    }
+}

@@ -1,0 +1,138 @@
+//! What comes out of the payments room, and what the chain tells it.
+
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction};
+use bitmesh_market::identity::NodeId;
+use bitmesh_market::lease::LeaseId;
+use bitmesh_market::session::PayFailure;
+use bitmesh_market::units::Msat;
+use bitmesh_wallet::channel::deadline::BlockHeight;
+use bitmesh_wallet::channel::message::Message;
+use bitmesh_wallet::channel::record::Record;
+use bitmesh_wallet::channel::{ProposalId, payee, payer};
+
+#[cfg(doc)]
+use super::Payments;
+
+/// What to do. Performed in order, each before the next.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// Make this durable before performing what follows.
+    Persist(Record),
+    /// Send this to a peer, by whatever way is open. It may get lost.
+    Send {
+        /// Whom to.
+        to: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// Make a funding transaction and answer with [`Payments::funded`] or
+    /// [`Payments::funding_failed`].
+    Fund {
+        /// For which channel.
+        channel: ProposalId,
+        /// The script to pay to.
+        script: ScriptBuf,
+        /// How much.
+        amount: Amount,
+    },
+    /// Hand this to the chain.
+    Broadcast(Box<Transaction>),
+    /// Watch this output and report what happens to it.
+    Watch {
+        /// For which channel.
+        channel: ProposalId,
+        /// The funding output.
+        outpoint: OutPoint,
+        /// Its script.
+        script: ScriptBuf,
+        /// The transaction that makes it.
+        funding: Box<Transaction>,
+    },
+    /// The channel's deadline has come: answer with [`Payments::close`].
+    CloseDue {
+        /// Which channel.
+        channel: ProposalId,
+        /// Blocks until the payer's refund is valid too.
+        blocks_left: u32,
+    },
+    /// The payer may take its money back: answer with [`Payments::refund`].
+    RefundDue {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// Tell this lease's session what it has paid in all, credit included.
+    Paid {
+        /// The lease.
+        lease: LeaseId,
+        /// The running total.
+        total: Msat,
+    },
+    /// Seller: a voucher for this running total is held, and counts once the funding is deeper.
+    Deferred {
+        /// The lease.
+        lease: LeaseId,
+        /// The running total it would make.
+        total: Msat,
+    },
+    /// Tell this lease's session that a payment will not happen.
+    PayFailed {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        failure: PayFailure,
+    },
+    /// Service on this lease must end: its channel is.
+    ChannelEnding {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Something about this channel changed that people may want to see.
+    Changed(ProposalId),
+}
+
+/// A fact about a channel's funding, as the chain's watcher reports it.
+#[derive(Clone, Debug)]
+pub(crate) enum ChainFact {
+    /// It is in the mempool.
+    Seen(payee::Sighting),
+    /// It has this many confirmations.
+    Confirmed(u32),
+    /// It left the mempool.
+    Dropped,
+    /// Something else spends its inputs, with this many confirmations.
+    Conflicted(u32),
+    /// Its output is spent, in a block at this height if in any.
+    Spent(Box<Transaction>, Option<u32>),
+    /// What spent it is gone again.
+    Unspent,
+}
+
+impl ChainFact {
+    pub(super) fn for_payer(self) -> Option<payer::Input> {
+        Some(match self {
+            Self::Seen(_) => payer::Input::FundingDepth { confirmations: 0 },
+            Self::Confirmed(confirmations) => payer::Input::FundingDepth { confirmations },
+            Self::Dropped => payer::Input::FundingDropped,
+            Self::Conflicted(confirmations) => payer::Input::FundingConflicted { confirmations },
+            Self::Spent(tx, height) => payer::Input::Spent {
+                tx,
+                height: height.map(BlockHeight::new),
+            },
+            Self::Unspent => payer::Input::Unspent,
+        })
+    }
+
+    pub(super) fn for_payee(self) -> payee::Input {
+        match self {
+            Self::Seen(sighting) => payee::Input::FundingSeen(sighting),
+            Self::Confirmed(confirmations) => payee::Input::FundingConfirmed { confirmations },
+            Self::Dropped => payee::Input::FundingDropped,
+            Self::Conflicted(confirmations) => payee::Input::FundingConflicted { confirmations },
+            Self::Spent(tx, height) => payee::Input::Spent {
+                tx,
+                height: height.map(BlockHeight::new),
+            },
+            Self::Unspent => payee::Input::Unspent,
+        }
+    }
+}
