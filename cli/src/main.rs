@@ -1,3 +1,7 @@
 //! Earn bitcoin by sharing your bandwidth: the daemon and its command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bitmesh::main()
+}

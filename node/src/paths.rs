@@ -17,6 +17,9 @@ use thiserror::Error;
 /// Longest path that the kernel takes for a Unix socket, its final zero included (`sun_path`).
 pub const SOCKET_PATH_MAX: usize = 108;
 
+/// Name of the lock file in a data directory.
+const LOCK_FILE: &str = "lock";
+
 /// The variables that decide where things are, read once at the border so that the rest is a
 /// function of its arguments.
 #[derive(Clone, Debug, Default)]
@@ -151,7 +154,7 @@ impl Paths {
 
     /// The lock file; holds the process id of the daemon that has it.
     pub fn lock(&self) -> PathBuf {
-        self.datadir.join("lock")
+        self.datadir.join(LOCK_FILE)
     }
 }
 
@@ -201,6 +204,14 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// Returns whether a process has the lock of `datadir`. It may have changed when this returns.
+    pub fn is_held(datadir: &Path) -> bool {
+        let Ok(file) = File::open(datadir.join(LOCK_FILE)) else {
+            return false;
+        };
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+    }
+
     /// Takes the lock of the data directory, which must exist.
     ///
     /// # Errors
@@ -346,7 +357,10 @@ mod tests {
             "{refused}"
         );
 
+        assert!(Lock::is_held(dir.path()));
+
         drop(first);
+        assert!(!Lock::is_held(dir.path()));
         Lock::acquire(&paths).unwrap();
     }
 

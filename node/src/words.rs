@@ -63,27 +63,26 @@ pub fn create(paths: &Paths, network: Network) -> Result<Keys, WordsFileError> {
     Ok(keys)
 }
 
+/// Makes the keys of an earlier node from its words. Nothing is written.
+///
+/// # Errors
+///
+/// [`WordsFileError::Words`] if they are not twelve words that belong together.
+pub fn parse(words: &str, network: Network) -> Result<Keys, WordsFileError> {
+    Keys::from_words(words, bitcoin_network(network)).map_err(|source| WordsFileError::Words {
+        path: PathBuf::from("the words"),
+        source,
+    })
+}
+
 /// Writes the words of an earlier node to a data directory that has none, making it if need be.
 /// Coins are looked for from block `birth_height` on.
 ///
 /// # Errors
 ///
-/// [`WordsFileError::Words`] if they are not twelve words that belong together, and
 /// [`WordsFileError::Exists`] as [`create`].
-pub fn restore(
-    paths: &Paths,
-    network: Network,
-    words: &str,
-    birth_height: u32,
-) -> Result<Keys, WordsFileError> {
-    let keys = Keys::from_words(words, bitcoin_network(network)).map_err(|source| {
-        WordsFileError::Words {
-            path: PathBuf::from("the words"),
-            source,
-        }
-    })?;
-    store(paths, &keys, Some(birth_height))?;
-    Ok(keys)
+pub fn restore(paths: &Paths, keys: &Keys, birth_height: u32) -> Result<(), WordsFileError> {
+    store(paths, keys, Some(birth_height))
 }
 
 /// Reads the words of a data directory and the block from which to look for coins, where that is
@@ -185,7 +184,8 @@ mod tests {
         let old = paths(&dir.path().join("old"));
         let new = paths(&dir.path().join("new"));
         let made = create(&old, Network::Regtest).unwrap();
-        let restored = restore(&new, Network::Regtest, &made.words(), 800_000).unwrap();
+        let restored = parse(&made.words(), Network::Regtest).unwrap();
+        restore(&new, &restored, 800_000).unwrap();
         assert_eq!(node_id(&restored), node_id(&made));
         assert_eq!(load(&new, Network::Regtest).unwrap().1, Some(800_000));
 
@@ -219,9 +219,8 @@ mod tests {
             load(&here, Network::Regtest),
             Err(WordsFileError::Missing(_))
         ));
-        let wrong = restore(&here, Network::Regtest, "one two three", 0);
+        let wrong = parse("one two three", Network::Regtest);
         assert!(matches!(wrong, Err(WordsFileError::Words { .. })));
-        assert!(!here.words().exists());
 
         let keys = create(&here, Network::Regtest).unwrap();
         fs::remove_file(here.words()).unwrap();

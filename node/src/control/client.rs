@@ -93,7 +93,7 @@ impl Client {
         let path = if types.is_empty() {
             "/v1/events".to_owned()
         } else {
-            format!("/v1/events?types={}", types.join(","))
+            format!("/v1/events?types={}", percent::encode(&types.join(",")))
         };
         let opened = async {
             let response = self.send("GET", &path, Bytes::new()).await?;

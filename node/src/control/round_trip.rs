@@ -203,6 +203,7 @@ async fn a_malformed_request_never_reaches_the_driver() {
         ("GET", "/v1/offers?limit=many", "", 400),
         ("GET", "/v1/offers?colour=red", "", 400),
         ("GET", "/v1/events?colour=red", "", 400),
+        ("GET", "/v1/events?types=usage,comet_seen", "", 400),
         ("GET", "/v1/nothing", "", 404),
         ("DELETE", "/v1/buy", "", 404),
     ];

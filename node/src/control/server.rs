@@ -287,6 +287,17 @@ async fn watch(State(shared): State<Shared>, uri: Uri) -> Response {
     };
     let wanted: Option<Vec<String>> =
         types.map(|list| list.split(',').map(str::to_owned).collect());
+    let unknown = wanted
+        .iter()
+        .flatten()
+        .find(|name| !Event::NAMES.contains(&name.as_str()));
+    if let Some(name) = unknown {
+        return failed(ApiError::new(
+            ErrorCode::Usage,
+            format!("no event is called \"{name}\""),
+            format!("there are {}", Event::NAMES.join(", ")),
+        ));
+    }
     let receiver = shared.events.subscribe();
     let stream = stream::unfold(Some((receiver, shared.stop, wanted)), next_event);
     let alive = KeepAlive::new().interval(KEEP_ALIVE);

@@ -103,6 +103,26 @@ pub enum Event {
 }
 
 impl Event {
+    /// The names of all events, as they stand in `type` and as a watcher asks for them.
+    pub const NAMES: [&'static str; 16] = [
+        "offer_seen",
+        "offer_gone",
+        "peer_connected",
+        "peer_disconnected",
+        "selling_changed",
+        "lease_opened",
+        "lease_paused",
+        "lease_resumed",
+        "lease_closed",
+        "usage",
+        "payment",
+        "channel_changed",
+        "wallet_changed",
+        "block_connected",
+        "lagged",
+        "stopping",
+    ];
+
     /// Returns the event's name as it stands in `type`.
     pub fn name(&self) -> &'static str {
         match self {
@@ -124,5 +144,22 @@ impl Event {
             Self::Stopping {} => "stopping",
             Self::Unknown => "unknown",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_names_is_that_of_the_schema() {
+        let schema = schemars::schema_for!(Event).to_value();
+        let kinds = schema["oneOf"].as_array().unwrap();
+        let names: Vec<&str> = kinds
+            .iter()
+            .filter_map(|kind| kind["properties"]["type"]["const"].as_str())
+            .filter(|name| *name != "unknown")
+            .collect();
+        assert_eq!(names, Event::NAMES);
     }
 }

@@ -1,0 +1,297 @@
+//! What may be typed.
+
+mod amount;
+mod groups;
+mod market;
+mod money;
+mod node;
+mod testnet;
+
+use std::{ffi::OsString, path::PathBuf, str::FromStr};
+
+use bitmesh_market::envelope::Network;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub use self::{
+    amount::{Feerate, Quantity, Span, WholeSat},
+    market::{
+        BuyArgs, LeaseArgs, LeaseCommand, LeasesArgs, LimitArgs, ModeArg, OffersArgs, OrderArg,
+        PriceWord, RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
+    },
+    money::{
+        ChannelCloseArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, SendArgs, WalletArgs,
+        WalletCommand,
+    },
+    node::{
+        ApiArgs, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs, InitArgs, LogFormat, ManArgs,
+        PathName, PeersArgs, PeersCommand, StatusArgs, UpArgs,
+    },
+    testnet::{
+        ExecArgs, FaucetArgs, LogsArgs, MineArgs, TestnetArgs, TestnetCommand, TestnetName,
+        TestnetUpArgs,
+    },
+};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bitmesh",
+    version,
+    about = "Earn bitcoin by sharing your bandwidth; buy bandwidth by the byte.",
+    after_help = "Examples:
+  bitmesh testnet demo                       see all of it work on this machine, with play money
+  bitmesh init && bitmesh up                 make a node and start it
+  bitmesh sell start --price 120sat/GB       earn
+  bitmesh buy 2GB --max-price 200sat/GB      go online",
+    bin_name = "bitmesh",
+    disable_help_flag = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// mainnet, signet, testnet4 or regtest [default: as configured, else mainnet]
+    #[arg(
+        long,
+        global = true,
+        env = "BITMESH_NETWORK",
+        value_name = "NETWORK",
+        hide_env_values = true
+    )]
+    pub network: Option<Network>,
+    /// Keep everything of this node in one folder
+    #[arg(
+        long,
+        global = true,
+        env = "BITMESH_DATADIR",
+        value_name = "DIR",
+        hide_env_values = true
+    )]
+    pub datadir: Option<PathBuf>,
+    /// Read this configuration file
+    #[arg(
+        long,
+        global = true,
+        env = "BITMESH_CONFIG",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub config: Option<PathBuf>,
+    /// Speak with the daemon on this socket
+    #[arg(
+        long,
+        global = true,
+        env = "BITMESH_API",
+        value_name = "SOCKET",
+        hide_env_values = true
+    )]
+    pub api: Option<SocketArg>,
+    /// Print one JSON object (one per line where a command goes on)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but the answer
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// When to use colour
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    pub color: Color,
+    /// Fail instead of asking a question
+    #[arg(long, global = true)]
+    pub no_input: bool,
+    /// Answer yes to every question
+    #[arg(short, long, global = true)]
+    pub yes: bool,
+    /// Print help
+    #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
+    pub help: Option<bool>,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set or TERM is dumb
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// Path of a control socket, with or without `unix:` before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketArg(pub PathBuf);
+
+impl FromStr for SocketArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = text.strip_prefix("unix:").unwrap_or(text);
+        if path.is_empty() || path.contains("://") {
+            return Err(
+                "the path of a Unix socket is meant, like unix:/run/bitmesh/bitmesh.sock".into(),
+            );
+        }
+        Ok(Self(PathBuf::from(OsString::from(path))))
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a node: identity, wallet, configuration
+    #[command(after_help = "Examples:
+  bitmesh init
+  bitmesh init --network signet --set sell.price='\"90 sat/GB\"'
+  bitmesh init --words-file -                restore from twelve words on standard input
+
+The twelve words are the node: whoever has them has its coins. They are written to words.txt in
+the data directory, readable by you alone. Copy them to paper.")]
+    Init(InitArgs),
+    /// Start the daemon in the background and wait until it is ready
+    #[command(after_help = "Example:
+  bitmesh up && bitmesh status")]
+    Up(UpArgs),
+    /// Stop the daemon
+    #[command(after_help = "Example:
+  bitmesh down
+
+Offers are withdrawn and open leases closed with a receipt first. Nothing is lost if the daemon is
+killed instead: it goes on where it stood.")]
+    Down,
+    /// Run the daemon in the foreground
+    #[command(after_help = "Examples:
+  bitmesh daemon
+  bitmesh daemon --log-format json 2>bitmesh.log
+
+The log goes to stderr. SIGTERM and Ctrl-C stop it in order; killing it loses nothing.")]
+    Daemon(DaemonArgs),
+    /// Show how the node is doing, on one screen
+    #[command(after_help = "Examples:
+  bitmesh status
+  bitmesh status --check && echo all is well")]
+    Status(StatusArgs),
+    /// Show who this node is and where it can be reached
+    #[command(after_help = "Examples:
+  bitmesh id
+  bitmesh id --json | jq -r '.addresses[0]'")]
+    Id,
+    /// List connected peers, or connect to one
+    #[command(after_help = "Examples:
+  bitmesh peers
+  bitmesh peers add /ip4/192.0.2.7/udp/6366/quic-v1/p2p/12D3KooWExample")]
+    Peers(PeersArgs),
+    /// Offer bandwidth, set its price and limits
+    #[command(after_help = "Examples:
+  bitmesh sell start --price 120sat/GB --rate 20Mbit/s
+  bitmesh sell pause
+  bitmesh earnings")]
+    Sell(SellArgs),
+    /// List what others offer
+    #[command(after_help = "Examples:
+  bitmesh offers
+  bitmesh offers --max-price 150sat/GB --min-rate 10Mbit/s
+  bitmesh offers --json | jq '.offers[].price_msat_per_gb'")]
+    Offers(OffersArgs),
+    /// Buy bandwidth: find the best offer, pay as it is carried, open the proxy
+    #[command(after_help = "Examples:
+  bitmesh buy 2GB --max-price 200sat/GB --dry-run       what would it cost?
+  bitmesh buy 2GB --max-price 200sat/GB
+  bitmesh buy 500sat --for 1h                           spend at most 500 sat, for at most an hour
+  bitmesh buy 10GB --from 12D3KooWAbCd --wait 5m
+
+While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
+  curl --proxy socks5h://127.0.0.1:1080 https://example.org")]
+    Buy(BuyArgs),
+    /// List leases, bought and sold
+    #[command(after_help = "Examples:
+  bitmesh leases
+  bitmesh leases --all --role seller --json")]
+    Leases(LeasesArgs),
+    /// Show, extend or close one lease
+    #[command(after_help = "Examples:
+  bitmesh lease show 7f3a
+  bitmesh lease extend 7f3a 1GB
+  bitmesh lease close 7f3a")]
+    Lease(LeaseArgs),
+    /// Show what open leases have carried and cost
+    #[command(after_help = "Examples:
+  bitmesh usage
+  bitmesh usage --watch
+  bitmesh usage --watch --json | jq .billed_msat")]
+    Usage(UsageArgs),
+    /// Show and move the coins of this node
+    #[command(after_help = "Examples:
+  bitmesh wallet balance
+  bitmesh wallet receive
+  bitmesh wallet send bcrt1q… 50000sat --dry-run")]
+    Wallet(WalletArgs),
+    /// List payment channels, or close one
+    #[command(after_help = "Examples:
+  bitmesh channels
+  bitmesh channels close 90bc")]
+    Channels(ChannelsArgs),
+    /// Show what was earned and spent: by lease, by channel, and on chain
+    #[command(after_help = "Examples:
+  bitmesh earnings
+  bitmesh earnings --since 7d --json | jq .selling.received_sat")]
+    Earnings(EarningsArgs),
+    /// Show, change and check the configuration
+    #[command(after_help = "Examples:
+  bitmesh config get
+  bitmesh config set sell.price \"90 sat/GB\"
+  bitmesh config path")]
+    Config(ConfigArgs),
+    /// Run a whole network on this machine: real bitcoind (regtest), real nodes, play money
+    #[command(after_help = "Examples:
+  bitmesh testnet demo                       buy, carry, pay, settle and check the books
+  bitmesh testnet up --nodes 5
+  eval \"$(bitmesh testnet env carol)\" && bitmesh buy 50MB
+  bitmesh testnet down")]
+    Testnet(TestnetArgs),
+    /// Print what happens in the node, as it happens
+    #[command(after_help = "Examples:
+  bitmesh events
+  bitmesh events lease_opened lease_closed payment --json")]
+    Events(EventsArgs),
+    /// Make one call to the control API, as it stands
+    #[command(after_help = "Examples:
+  bitmesh api GET /v1/status
+  bitmesh api POST /v1/buy '{\"bytes\":1000000,\"dry_run\":true}'
+  bitmesh api GET /openapi.json              every call and every field")]
+    Api(ApiArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:
+  bitmesh completions bash > ~/.local/share/bash-completion/completions/bitmesh
+  bitmesh completions fish > ~/.config/fish/completions/bitmesh.fish")]
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Show the manual of a command
+    #[command(after_help = "Examples:
+  bitmesh man | man -l -
+  bitmesh man buy | man -l -
+  bitmesh man --all ./man                    write every page into a folder")]
+    Man(ManArgs),
+}
+
+/// Returns the whole command line, its help in groups.
+pub fn command() -> clap::Command {
+    groups::apply(Cli::command())
+}

@@ -1,0 +1,194 @@
+//! Arguments of the commands about the node itself.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Restore from the twelve words in this file; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub words_file: Option<PathBuf>,
+    /// Block from which a restored wallet looks for its coins [default: the first]
+    #[arg(long, value_name = "HEIGHT", requires = "words_file")]
+    pub birth_height: Option<u32>,
+    /// Write this setting into the new configuration; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// How long to wait for the daemon to be ready
+    #[arg(long, value_name = "SPAN", default_value = "60s")]
+    pub wait: super::Span,
+}
+
+/// Arguments of `daemon`.
+#[derive(Debug, Args)]
+pub struct DaemonArgs {
+    /// Form of the log
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        env = "BITMESH_LOG_FORMAT",
+        hide_env_values = true
+    )]
+    pub log_format: LogFormat,
+    /// What to log: a level, or a list like `info,bitmesh_node::mesh=debug`
+    #[arg(
+        long,
+        value_name = "FILTER",
+        env = "BITMESH_LOG",
+        hide_env_values = true
+    )]
+    pub log: Option<String>,
+    /// Leave the terminal that started it
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Exit with 10 if something is wrong
+    #[arg(long)]
+    pub check: bool,
+    /// Show it again every second, until Ctrl-C
+    #[arg(long, short, conflicts_with = "check")]
+    pub watch: bool,
+}
+
+/// Arguments of `peers`.
+#[derive(Debug, Args)]
+pub struct PeersArgs {
+    /// What to do; lists if nothing is said.
+    #[command(subcommand)]
+    pub command: Option<PeersCommand>,
+}
+
+/// What to do with peers.
+#[derive(Debug, Subcommand)]
+pub enum PeersCommand {
+    /// List connected peers
+    #[command(after_help = "Example:
+  bitmesh peers list --json | jq '.peers | length'")]
+    List,
+    /// Connect to a peer
+    #[command(after_help = "Example:
+  bitmesh peers add /ip4/192.0.2.7/udp/6366/quic-v1/p2p/12D3KooWExample
+
+\"bitmesh id\" on the other node prints its addresses.")]
+    Add {
+        /// Multiaddr with the peer's id at its end
+        address: String,
+    },
+}
+
+/// Arguments of `config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Show settings and where each comes from
+    #[command(after_help = "Examples:
+  bitmesh config get
+  bitmesh config get sell
+  bitmesh config get sell.price")]
+    Get {
+        /// A setting or a section [default: all]
+        key: Option<String>,
+    },
+    /// Change a setting in the configuration file
+    #[command(after_help = "Examples:
+  bitmesh config set sell.price \"90 sat/GB\"
+  bitmesh config set sell.max_leases 4
+
+A running daemon takes the change at once where it can; the answer says if it needs a restart.
+Comments in the file stay.")]
+    Set {
+        /// Dotted name
+        key: String,
+        /// New value; text needs no quotes of its own
+        value: String,
+    },
+    /// Check the configuration file
+    #[command(after_help = "Example:
+  bitmesh config check && systemctl restart bitmesh")]
+    Check,
+    /// Show where things are
+    #[command(after_help = "Examples:
+  bitmesh config path
+  bitmesh config path socket
+  bitmesh config path --json")]
+    Path {
+        /// Only this one
+        #[arg(value_enum)]
+        name: Option<PathName>,
+    },
+}
+
+/// One of the places where a node keeps things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PathName {
+    /// The configuration file
+    Config,
+    /// The data directory
+    Datadir,
+    /// The control socket
+    Socket,
+    /// The log of a daemon in the background
+    Log,
+    /// The twelve words
+    Words,
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Only events of these types [default: all]
+    #[arg(value_name = "TYPE")]
+    pub types: Vec<String>,
+}
+
+/// Arguments of `api`.
+#[derive(Debug, Args)]
+pub struct ApiArgs {
+    /// GET, POST or PUT
+    pub method: String,
+    /// Path, with its query
+    pub path: String,
+    /// Body, JSON
+    pub body: Option<String>,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The command, as it is typed: `wallet send` [default: bitmesh itself]
+    #[arg(conflicts_with = "all")]
+    pub command: Vec<String>,
+    /// Write every page into this folder
+    #[arg(long, value_name = "DIR")]
+    pub all: Option<PathBuf>,
+}

@@ -1,0 +1,145 @@
+//! `sell`, `offers`, `buy`, `leases`, `lease`.
+
+use bitmesh_market::units::{Bytes, BytesPerSecond, Msat, Price};
+use bitmesh_node::control::api::{
+    Buy, CloseLease, ExtendLease, ListLeases, ListOffers, PauseSelling, SellLimits, Selling,
+    SetLimits, SetPrice, ShowLease, StartSelling, StopSelling,
+};
+
+use crate::{
+    args::{BuyArgs, LeaseCommand, LeasesArgs, OffersArgs, PriceWord, Quantity, SellCommand, Span},
+    context::{Context, now},
+    failure::Failure,
+    output::OutputError,
+    render,
+};
+
+pub(super) fn sell(context: &Context, command: SellCommand) -> Result<(), Failure> {
+    let asking = "asking the daemon";
+    let selling = match command {
+        SellCommand::Start(args) => {
+            let price = match args.price {
+                Some(word) => Some(rule(word, args.floor, args.ceiling)?),
+                None => None,
+            };
+            let limits = SellLimits::from(&args.limits);
+            let limits = (limits != SellLimits::default()).then_some(limits);
+            context.call(&StartSelling { price, limits }, "publishing the offer")?
+        }
+        SellCommand::Stop => context.call(&StopSelling {}, "closing leases")?,
+        SellCommand::Pause => context.call(&PauseSelling {}, asking)?,
+        SellCommand::Price(args) => match args.price {
+            Some(word) => {
+                let price = rule(word, args.floor, args.ceiling)?;
+                context.call(&SetPrice { price }, asking)?
+            }
+            None => context.call(&SetLimits::default(), asking)?,
+        },
+        SellCommand::Limits(args) => context.call(
+            &SetLimits {
+                limits: SellLimits::from(&args),
+            },
+            asking,
+        )?,
+    };
+    Ok(show_selling(context, &selling)?)
+}
+
+fn show_selling(context: &Context, selling: &Selling) -> Result<(), OutputError> {
+    context.out.reply(selling, |selling, style| {
+        render::selling(selling, now(), style)
+    })
+}
+
+fn rule(
+    word: PriceWord,
+    floor: Option<Price>,
+    ceiling: Option<Price>,
+) -> Result<bitmesh_node::control::api::PriceRule, Failure> {
+    word.rule(floor, ceiling).map_err(|what| {
+        Failure::usage(
+            what,
+            "write it like: bitmesh sell price auto --floor 60sat/GB",
+        )
+    })
+}
+
+pub(super) fn offers(context: &Context, args: OffersArgs) -> Result<(), Failure> {
+    let wanted = ListOffers {
+        max_price_msat_per_gb: args.max_price.map(Price::msat_per_gb),
+        min_rate_bytes_per_s: args.min_rate.map(BytesPerSecond::get),
+        bytes: args.size.map(Bytes::get),
+        mode: args.mode.map(Into::into),
+        region: args.region,
+        from: args.from,
+        order: args.sort.into(),
+        limit: args.limit,
+    };
+    let offers = context.call(&wanted, "asking the daemon")?;
+    Ok(context.out.reply(&offers, |offers, style| {
+        render::offers(offers, now(), style)
+    })?)
+}
+
+pub(super) fn buy(context: &Context, args: BuyArgs) -> Result<(), Failure> {
+    let (bytes, budget) = match (args.quantity, args.budget) {
+        (Some(Quantity::Budget(_)), Some(_)) => {
+            return Err(Failure::usage(
+                "the budget is given twice",
+                "leave out --budget, or give a size like 2GB beside it",
+            ));
+        }
+        (Some(Quantity::Budget(budget)), None) => (None, Some(budget)),
+        (Some(Quantity::Bytes(bytes)), budget) => (Some(bytes), budget),
+        (None, budget) => (None, budget),
+    };
+    let wanted = Buy {
+        bytes: bytes.map(Bytes::get),
+        budget_msat: budget.map(Msat::msat),
+        max_price_msat_per_gb: args.max_price.map(Price::msat_per_gb),
+        term_s: args.term.map(Span::seconds),
+        min_rate_bytes_per_s: args.min_rate.map(BytesPerSecond::get),
+        mode: args.mode.into(),
+        region: args.region,
+        from: args.from,
+        dry_run: args.dry_run,
+        wait_s: args.wait.map_or(0, Span::seconds),
+    };
+    let message = if args.dry_run {
+        "asking for quotes"
+    } else {
+        "buying"
+    };
+    let purchase = context.call(&wanted, message)?;
+    Ok(context.out.reply(&purchase, render::purchase)?)
+}
+
+pub(super) fn leases(context: &Context, args: &LeasesArgs) -> Result<(), Failure> {
+    let wanted = ListLeases {
+        all: args.all,
+        role: args.role.map(Into::into),
+    };
+    let leases = context.call(&wanted, "asking the daemon")?;
+    Ok(context.out.reply(&leases, |leases, style| {
+        render::leases(leases, now(), style)
+    })?)
+}
+
+pub(super) fn lease(context: &Context, command: LeaseCommand) -> Result<(), Failure> {
+    let lease = match command {
+        LeaseCommand::Show { lease } => context.call(&ShowLease { lease }, "asking the daemon")?,
+        LeaseCommand::Extend { lease, size } => context.call(
+            &ExtendLease {
+                lease,
+                bytes: size.get(),
+            },
+            "asking the seller",
+        )?,
+        LeaseCommand::Close { lease } => {
+            context.call(&CloseLease { lease }, "signing the last receipt")?
+        }
+    };
+    Ok(context
+        .out
+        .reply(&lease, |lease, style| render::lease(lease, now(), style))?)
+}

@@ -1,0 +1,117 @@
+//! `wallet`, `channels`, `earnings`.
+
+use bitmesh_node::control::api::{
+    CloseChannel, GetBalance, GetEarnings, ListChannels, ListTransactions, ReceiveCoins,
+    RevealWords, SendCoins,
+};
+
+use crate::{
+    args::{
+        ChannelCloseArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate, SendArgs, Span,
+        WalletCommand, WholeSat,
+    },
+    context::{Context, now},
+    failure::Failure,
+    render,
+};
+
+const ASKING: &str = "asking the daemon";
+
+pub(super) fn wallet(context: &Context, command: WalletCommand) -> Result<(), Failure> {
+    match command {
+        WalletCommand::Balance => {
+            let balance = context.call(&GetBalance {}, ASKING)?;
+            Ok(context.out.reply(&balance, render::balance)?)
+        }
+        WalletCommand::Receive => {
+            let address = context.call(&ReceiveCoins {}, ASKING)?;
+            Ok(context.out.reply(&address, render::address)?)
+        }
+        WalletCommand::Send(args) => send(context, args),
+        WalletCommand::History { limit } => {
+            let transactions = context.call(&ListTransactions { limit }, ASKING)?;
+            Ok(context.out.reply(&transactions, render::transactions)?)
+        }
+        WalletCommand::Backup => backup(context),
+    }
+}
+
+fn send(context: &Context, args: SendArgs) -> Result<(), Failure> {
+    let wanted = SendCoins {
+        address: args.address,
+        amount_sat: args.amount.map(|WholeSat(sat)| sat),
+        all: args.all,
+        feerate_sat_per_kvb: args.feerate.map(feerate),
+        dry_run: true,
+    };
+    let plan = context.call(&wanted, ASKING)?;
+    if args.dry_run {
+        return Ok(context.out.reply(&plan, render::sent)?);
+    }
+    context.out.show(&plan, render::sent);
+    context.consent.ask("send this?")?;
+    // At the fee rate that was shown, whatever the estimate says by now.
+    let wanted = SendCoins {
+        feerate_sat_per_kvb: Some(plan.feerate_sat_per_kvb),
+        dry_run: false,
+        ..wanted
+    };
+    let sent = context.call(&wanted, "sending")?;
+    Ok(context.out.reply(&sent, render::sent)?)
+}
+
+fn feerate(feerate: Feerate) -> u64 {
+    feerate.sat_per_kvb
+}
+
+fn backup(context: &Context) -> Result<(), Failure> {
+    context.out.note(
+        "Whoever sees the twelve words has the coins and the name of this node. \
+         Make sure that nobody looks over your shoulder.",
+    );
+    context.consent.ask("show the words?")?;
+    let words = context.call(&RevealWords { confirm: true }, ASKING)?;
+    Ok(context.out.reply(&words, render::words)?)
+}
+
+pub(super) fn channels(context: &Context, args: ChannelsArgs) -> Result<(), Failure> {
+    let all = match args.command {
+        None => args.all,
+        Some(ChannelsCommand::List { all }) => all,
+        Some(ChannelsCommand::Close(close)) => return close_channel(context, close),
+    };
+    let channels = context.call(&ListChannels { all }, ASKING)?;
+    Ok(context.out.reply(&channels, render::channels)?)
+}
+
+fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failure> {
+    let wanted = CloseChannel {
+        channel: args.channel,
+        feerate_sat_per_kvb: args.feerate.map(feerate),
+        dry_run: true,
+    };
+    let plan = context.call(&wanted, ASKING)?;
+    if args.dry_run {
+        return Ok(context.out.reply(&plan, render::channel_closed)?);
+    }
+    context.out.show(&plan, render::channel_closed);
+    context.consent.ask("close it?")?;
+    let closed = context.call(
+        &CloseChannel {
+            dry_run: false,
+            ..wanted
+        },
+        "closing",
+    )?;
+    Ok(context.out.reply(&closed, render::channel_closed)?)
+}
+
+pub(super) fn earnings(context: &Context, args: &EarningsArgs) -> Result<(), Failure> {
+    let wanted = GetEarnings {
+        since_s: args.since.map(Span::seconds),
+    };
+    let earnings = context.call(&wanted, ASKING)?;
+    Ok(context.out.reply(&earnings, |earnings, style| {
+        render::earnings(earnings, now(), style)
+    })?)
+}

@@ -1,0 +1,13 @@
+//! Replies as text for people: pure, so that a test can hold every screen still.
+
+mod market;
+mod money;
+mod node;
+mod table;
+mod text;
+
+pub use self::{
+    market::{lease, leases, offers, purchase, selling, usage},
+    money::{address, balance, channel_closed, channels, earnings, sent, transactions, words},
+    node::{config_change, config_values, event, identity, peer_added, peers, status},
+};

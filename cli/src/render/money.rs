@@ -1,0 +1,273 @@
+//! Wallet, channels, earnings.
+
+use std::fmt::Write;
+
+use bitmesh_node::control::api::{
+    Address, Balance, Channel, ChannelClosed, Channels, Earnings, Sent, Timestamp, Totals,
+    Transactions, Words,
+};
+
+use super::{
+    table::{Align, Lines, Table},
+    text::{
+        ago, channel_role, channel_state, count, feerate, lease_state, moment, msat, peer, reason,
+        role, sat, short, signed_sat, size, transaction_kind,
+    },
+};
+use crate::output::Style;
+
+/// What the wallet holds.
+pub fn balance(balance: &Balance, style: Style) -> String {
+    let mut lines = Lines::new();
+    lines.row("confirmed", style.bold(&sat(balance.confirmed_sat)));
+    lines.row("pending", sat(balance.pending_sat));
+    lines.row(
+        "locked",
+        format!(
+            "{}   in channels, not paid; comes back",
+            sat(balance.locked_sat)
+        ),
+    );
+    lines.row(
+        "to claim",
+        format!(
+            "{}   paid by buyers, not settled on chain yet",
+            sat(balance.claimable_sat)
+        ),
+    );
+    lines.text(style)
+}
+
+/// A fresh address, alone on its line so that it can be copied.
+pub fn address(address: &Address, _style: Style) -> String {
+    format!("{}\n", address.address)
+}
+
+/// What was, or would be, sent.
+pub fn sent(sent: &Sent, style: Style) -> String {
+    let mut lines = Lines::new();
+    lines.row("to", &sent.address);
+    lines.row("arrives", sat(sent.amount_sat));
+    lines.row(
+        "fee",
+        format!(
+            "{} ({})",
+            sat(sent.fee_sat),
+            feerate(sent.feerate_sat_per_kvb)
+        ),
+    );
+    lines.row("in all", sat(sent.amount_sat.saturating_add(sent.fee_sat)));
+    match &sent.txid {
+        Some(txid) => lines.row("txid", txid),
+        None => lines.row("", "nothing was sent yet"),
+    }
+    lines.text(style)
+}
+
+/// Transactions, newest first.
+pub fn transactions(transactions: &Transactions, style: Style) -> String {
+    if transactions.transactions.is_empty() {
+        return "no transactions yet; \"bitmesh wallet receive\" gives an address\n".to_owned();
+    }
+    let mut table = Table::new([
+        ("WHEN", Align::Left),
+        ("KIND", Align::Left),
+        ("CHANGE", Align::Right),
+        ("FEE", Align::Right),
+        ("CONF", Align::Right),
+        ("TXID", Align::Left),
+    ]);
+    for one in &transactions.transactions {
+        table.row([
+            one.at.map_or_else(|| "-".to_owned(), moment),
+            transaction_kind(one.kind).to_owned(),
+            signed_sat(one.delta_sat),
+            one.fee_sat.map_or_else(|| "-".to_owned(), sat),
+            one.confirmations.to_string(),
+            one.txid.clone(),
+        ]);
+    }
+    table.text(style)
+}
+
+/// The twelve words, numbered down three columns.
+pub fn words(words: &Words, style: Style) -> String {
+    let mut text = String::new();
+    let rows = words.words.len().div_ceil(3).max(1);
+    for row in 0..rows {
+        let mut line = String::new();
+        for (at, word) in words.words.iter().enumerate().skip(row).step_by(rows) {
+            let number = format!("{:>2}", at + 1);
+            let _ = write!(line, "{} {word:<12}", style.dim(&number));
+        }
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    if words.birth_height > 0 {
+        let height = words.birth_height;
+        let _ = writeln!(
+            text,
+            "\nbirth height {height} (write it down too: restoring is quicker)"
+        );
+    }
+    text
+}
+
+/// Channels, one a line, and below them what wants attention.
+pub fn channels(channels: &Channels, style: Style) -> String {
+    if channels.channels.is_empty() {
+        return "no channels; the first lease with a peer opens one, --all shows closed ones\n"
+            .to_owned();
+    }
+    let mut table = Table::new([
+        ("CHANNEL", Align::Left),
+        ("ROLE", Align::Left),
+        ("PEER", Align::Left),
+        ("STATE", Align::Left),
+        ("CAPACITY", Align::Right),
+        ("PAID", Align::Right),
+        ("LEFT", Align::Right),
+        ("CREDIT", Align::Right),
+        ("CONF", Align::Right),
+        ("EXPIRES", Align::Left),
+    ]);
+    let mut notes = String::new();
+    for one in &channels.channels {
+        table.row([
+            short(&one.id),
+            channel_role(one.role).to_owned(),
+            peer(&one.peer),
+            channel_state(one.state).to_owned(),
+            sat(one.capacity_sat),
+            sat(one.paid_sat),
+            sat(one.remaining_sat),
+            msat(one.credit_msat),
+            one.confirmations.to_string(),
+            match one.expires_in_blocks {
+                0 => format!("since {}", one.expiry_height),
+                blocks => format!("in {}", count(blocks, "block")),
+            },
+        ]);
+        if let Some(why) = &one.reason {
+            let mark = style.warn("!");
+            let _ = write!(notes, "{mark} {} {}", short(&one.id), reason(why, style));
+        }
+        if let Some(note) = refund_note(one) {
+            let _ = writeln!(notes, "{} {note}", short(&one.id));
+        }
+    }
+    table.text(style) + &notes
+}
+
+fn refund_note(channel: &Channel) -> Option<String> {
+    let refund = channel.refund.as_ref()?;
+    let amount = sat(refund.amount_sat);
+    match (&refund.txid, refund.due) {
+        (Some(txid), _) => Some(format!("{amount} on the way back in {txid}")),
+        (None, true) => Some(format!(
+            "{amount} can be taken back: bitmesh channels close {}",
+            short(&channel.id)
+        )),
+        (None, false) => None,
+    }
+}
+
+/// What a closing transaction brings.
+pub fn channel_closed(closed: &ChannelClosed, style: Style) -> String {
+    let mut lines = Lines::new();
+    lines.row("channel", &closed.channel);
+    lines.row(
+        "arrives",
+        format!(
+            "{} after a fee of {}",
+            sat(closed.received_sat),
+            sat(closed.fee_sat)
+        ),
+    );
+    match &closed.txid {
+        Some(txid) => lines.row("txid", txid),
+        None => lines.row("", "nothing was broadcast yet"),
+    }
+    lines.text(style)
+}
+
+/// The accounts: totals, then the lines that they are the sums of.
+pub fn earnings(earnings: &Earnings, now: Timestamp, style: Style) -> String {
+    let mut totals = Table::new([
+        ("", Align::Left),
+        ("LEASES", Align::Right),
+        ("CARRIED", Align::Right),
+        ("BILLED", Align::Right),
+        ("PAID", Align::Right),
+        ("ON CHAIN", Align::Right),
+        ("OPEN", Align::Right),
+        ("FEES", Align::Right),
+    ]);
+    for (name, sums) in [("sold", &earnings.selling), ("bought", &earnings.buying)] {
+        totals.row(totals_row(name, sums));
+    }
+    let mut text = totals.text(style);
+    if !earnings.leases.is_empty() {
+        let mut table = Table::new([
+            ("LEASE", Align::Left),
+            ("ROLE", Align::Left),
+            ("PEER", Align::Left),
+            ("STATE", Align::Left),
+            ("CARRIED", Align::Right),
+            ("BILLED", Align::Right),
+            ("PAID", Align::Right),
+            ("OPENED", Align::Left),
+        ]);
+        for one in &earnings.leases {
+            table.row([
+                short(&one.lease),
+                role(one.role).to_owned(),
+                peer(&one.peer),
+                lease_state(one.state).to_owned(),
+                size(one.bytes),
+                msat(one.billed_msat),
+                msat(one.paid_msat),
+                ago(one.opened_at, now),
+            ]);
+        }
+        let _ = write!(text, "\n{}", table.text(style));
+    }
+    if !earnings.channels.is_empty() {
+        let mut table = Table::new([
+            ("CHANNEL", Align::Left),
+            ("ROLE", Align::Left),
+            ("PEER", Align::Left),
+            ("STATE", Align::Left),
+            ("CAPACITY", Align::Right),
+            ("PAID", Align::Right),
+            ("ON CHAIN", Align::Right),
+            ("FEES", Align::Right),
+        ]);
+        for one in &earnings.channels {
+            table.row([
+                short(&one.channel),
+                channel_role(one.role).to_owned(),
+                peer(&one.peer),
+                channel_state(one.state).to_owned(),
+                sat(one.capacity_sat),
+                sat(one.paid_sat),
+                sat(one.received_sat),
+                sat(one.fees_sat),
+            ]);
+        }
+        let _ = write!(text, "\n{}", table.text(style));
+    }
+    text
+}
+
+fn totals_row(name: &str, totals: &Totals) -> [String; 8] {
+    [
+        name.to_owned(),
+        totals.leases.to_string(),
+        size(totals.bytes),
+        msat(totals.billed_msat),
+        sat(totals.paid_sat),
+        sat(totals.received_sat),
+        sat(totals.open_sat),
+        sat(totals.fees_sat),
+    ]
+}

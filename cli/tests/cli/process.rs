@@ -1,0 +1,600 @@
+//! The program as a process: streams, exit codes, JSON.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use bitmesh_node::control::{Command as Asked, ErrorCode, Event, api::Mode};
+use serde_json::Value;
+
+use crate::canned::{self, Daemon};
+
+/// The program, in an environment of its own: no home, no colour, nothing inherited.
+fn bitmesh(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitmesh"));
+    command.env_clear().env("HOME", home).stdin(Stdio::null());
+    command
+}
+
+fn run(daemon: &Daemon, args: &[&str]) -> Output {
+    bitmesh(daemon.dir())
+        .arg("--api")
+        .arg(&daemon.socket)
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    let text = stdout(output);
+    assert_eq!(text.lines().count(), 1, "one object on one line: {text}");
+    serde_json::from_str(text).unwrap()
+}
+
+/// Every command that needs only a daemon, as it is typed.
+const COMMANDS: [&[&str]; 28] = [
+    &["status"],
+    &["id"],
+    &["peers"],
+    &[
+        "peers",
+        "add",
+        "/ip4/192.0.2.7/tcp/6366/p2p/12D3KooWExample",
+    ],
+    &[
+        "sell",
+        "start",
+        "--price",
+        "120sat/GB",
+        "--rate",
+        "20Mbit/s",
+    ],
+    &["sell", "stop"],
+    &["sell", "pause"],
+    &["sell", "price", "auto", "--floor", "60sat/GB"],
+    &["sell", "price"],
+    &["sell", "limits", "--leases", "8"],
+    &["offers"],
+    &["buy", "2GB", "--max-price", "200sat/GB"],
+    &["buy", "2GB", "--dry-run"],
+    &["leases"],
+    &["lease", "show", "7f3a"],
+    &["lease", "extend", "7f3a", "1GB"],
+    &["lease", "close", "7f3a"],
+    &["usage"],
+    &["wallet", "balance"],
+    &["wallet", "receive"],
+    &["wallet", "history"],
+    &["wallet", "send", "bcrt1qexample", "50000sat", "--dry-run"],
+    &["wallet", "backup", "--yes"],
+    &["channels"],
+    &["channels", "close", "90bc", "--dry-run"],
+    &["earnings"],
+    &["config", "get"],
+    &["config", "set", "mesh.listen", "/ip4/0.0.0.0/tcp/6366"],
+];
+
+#[test]
+fn every_command_answers_in_text_and_in_one_json_object() {
+    let daemon = Daemon::start(canned::answer);
+    for args in COMMANDS {
+        let text = run(&daemon, args);
+        assert!(text.status.success(), "{args:?}: {}", stderr(&text));
+        assert!(!text.stdout.is_empty(), "{args:?} says nothing");
+        assert!(!stdout(&text).contains('\x1b'), "{args:?} colours a pipe");
+
+        let object = run(&daemon, &[&["--json"], args].concat());
+        assert!(object.status.success(), "{args:?}: {}", stderr(&object));
+        assert!(json(&object).is_object(), "{args:?}");
+    }
+}
+
+#[test]
+fn the_json_of_a_command_is_the_reply_of_the_api() {
+    let daemon = Daemon::start(canned::answer);
+    let asked = |args: &[&str]| json(&run(&daemon, &[&["--json"], args].concat()));
+    assert_eq!(
+        asked(&["status"]),
+        serde_json::to_value(canned::status()).unwrap()
+    );
+    assert_eq!(
+        asked(&["lease", "show", "7f3a"]),
+        serde_json::to_value(canned::lease()).unwrap()
+    );
+    assert_eq!(
+        asked(&["earnings"]),
+        serde_json::to_value(canned::earnings()).unwrap()
+    );
+    assert_eq!(
+        asked(&["buy", "2GB"]),
+        serde_json::to_value(canned::purchase()).unwrap()
+    );
+    insta::assert_json_snapshot!("json_of_a_purchase", asked(&["buy", "2GB"]));
+    insta::assert_json_snapshot!("json_of_the_status", asked(&["status"]));
+    insta::assert_json_snapshot!("json_of_the_earnings", asked(&["earnings"]));
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_code() {
+    let home = tempfile::tempdir().unwrap();
+    for code in ErrorCode::ALL {
+        let daemon = Daemon::refusing(code);
+        let output = run(&daemon, &["--json", "offers"]);
+        assert_eq!(
+            output.status.code(),
+            Some(i32::from(code.exit_code())),
+            "{code:?}"
+        );
+        let error = &json(&output)["error"];
+        assert_eq!(error["code"], serde_json::to_value(code).unwrap());
+        assert_eq!(error["message"], "it was refused");
+        assert_eq!(
+            stderr(&output),
+            "error: it was refused\nhint: do something else\n"
+        );
+    }
+
+    let exit = |args: &[&str]| {
+        let output = bitmesh(home.path()).args(args).output().unwrap();
+        (output.status.code().unwrap(), stderr(&output).to_owned())
+    };
+    assert_eq!(exit(&["--version"]).0, 0);
+    assert_eq!(exit(&["buy"]).0, 2, "clap's own");
+    assert_eq!(exit(&["buy", "500sat", "--budget", "1sat"]).0, 2, "our own");
+    let (code, text) = exit(&["status"]);
+    assert_eq!(code, 3);
+    assert!(
+        text.contains("cannot reach the BitMesh daemon at "),
+        "{text}"
+    );
+    assert!(
+        text.contains("hint: start it with \"bitmesh up\""),
+        "{text}"
+    );
+    assert_eq!(exit(&["daemon"]).0, 5, "no node is there");
+
+    let ailing = Daemon::start(|_| Ok(canned::ailing().into()));
+    assert_eq!(run(&ailing, &["status"]).status.code(), Some(0));
+    let checked = run(&ailing, &["status", "--check"]);
+    assert_eq!(checked.status.code(), Some(10));
+    assert!(stdout(&checked).contains("does not answer"));
+}
+
+#[test]
+fn a_socket_that_belongs_to_others_is_not_authorised() {
+    let home = tempfile::tempdir().unwrap();
+    let closed = home.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let socket = closed.join("bitmesh.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
+    // Root may open anything; then there is nothing to see here.
+    if fs::read_dir(&closed).is_ok() {
+        return;
+    }
+    let output = bitmesh(home.path())
+        .arg("--api")
+        .arg(&socket)
+        .arg("status")
+        .output()
+        .unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(output.status.code(), Some(4));
+}
+
+#[test]
+fn usage_errors_are_json_too_where_json_is_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let output = bitmesh(home.path())
+        .args(["buy", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = &json(&output)["error"];
+    assert_eq!(error["code"], "usage");
+    assert_eq!(
+        error["message"],
+        "the following required arguments were not provided: <QUANTITY>"
+    );
+    assert!(stderr(&output).contains("Usage: bitmesh buy"));
+}
+
+#[test]
+fn what_is_typed_is_what_is_asked() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let daemon = Daemon::start(move |command| {
+        seen.lock().unwrap().push(command.clone());
+        canned::answer(command)
+    });
+    let line = "buy 2GB --max-price 200sat/GB --budget 300sat --for 1h30m --min-rate 8Mbit/s \
+                --mode postpaid --region EU --from 12D3KooWS1 --wait 5m";
+    let output = run(&daemon, &line.split_whitespace().collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let Some(Asked::Buy(buy)) = asked.lock().unwrap().pop() else {
+        panic!("nothing was bought")
+    };
+    assert_eq!(buy.bytes, Some(2_000_000_000));
+    assert_eq!(buy.budget_msat, Some(300_000));
+    assert_eq!(buy.max_price_msat_per_gb, Some(200_000));
+    assert_eq!(buy.term_s, Some(5_400));
+    assert_eq!(buy.min_rate_bytes_per_s, Some(1_000_000));
+    assert_eq!(buy.mode, Mode::Postpaid);
+    assert_eq!(buy.region.as_deref(), Some("EU"));
+    assert_eq!(buy.from.as_deref(), Some("12D3KooWS1"));
+    assert_eq!((buy.wait_s, buy.dry_run), (300, false));
+
+    let output = run(&daemon, &["buy", "500sat"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let Some(Asked::Buy(buy)) = asked.lock().unwrap().pop() else {
+        panic!("nothing was bought")
+    };
+    assert_eq!((buy.bytes, buy.budget_msat), (None, Some(500_000)));
+}
+
+#[test]
+fn nothing_is_spent_without_consent() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let daemon = Daemon::start(move |command| {
+        seen.lock().unwrap().push(command.clone());
+        canned::answer(command)
+    });
+    let spent = || {
+        let spending = |command: &Asked| match command {
+            Asked::SendCoins(send) => !send.dry_run,
+            Asked::CloseChannel(close) => !close.dry_run,
+            Asked::RevealWords(_) => true,
+            _ => false,
+        };
+        asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|command| spending(command))
+            .count()
+    };
+    let commands: [&[&str]; 3] = [
+        &["wallet", "send", "bcrt1qexample", "50000sat"],
+        &["channels", "close", "90bc"],
+        &["wallet", "backup"],
+    ];
+    for args in commands {
+        let refused = run(&daemon, args);
+        assert_eq!(refused.status.code(), Some(2), "{args:?}");
+        assert!(
+            stderr(&refused).contains("hint: give --yes to accept"),
+            "{args:?}"
+        );
+        assert!(refused.stdout.is_empty(), "{args:?}");
+        assert_eq!(spent(), 0, "{args:?}");
+    }
+    for (number, args) in commands.iter().enumerate() {
+        let done = run(&daemon, &[*args, &["--yes"]].concat());
+        assert!(done.status.success(), "{args:?}: {}", stderr(&done));
+        assert_eq!(spent(), number + 1, "{args:?}");
+    }
+    let sent = asked
+        .lock()
+        .unwrap()
+        .iter()
+        .find_map(|command| match command {
+            Asked::SendCoins(send) if !send.dry_run => Some(send.clone()),
+            _ => None,
+        });
+    let rate = sent.unwrap().feerate_sat_per_kvb;
+    assert_eq!(
+        rate,
+        Some(2_500),
+        "it is sent at the fee rate that was shown"
+    );
+}
+
+#[test]
+fn a_watcher_gets_one_json_object_a_line_until_its_lease_is_closed() {
+    let daemon = Daemon::start(canned::answer);
+    let mut child = bitmesh(daemon.dir())
+        .arg("--api")
+        .arg(&daemon.socket)
+        .args(["--json", "usage", "--watch", "7f3a"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!(next()["lease"], canned::LEASE);
+    assert_eq!(next()["state"], "paused");
+
+    let mut line = canned::usage_line(&canned::lease());
+    line.billed_msat = 200_000;
+    daemon.events.send(Event::Usage { usage: line }).unwrap();
+    assert_eq!(next()["billed_msat"], 200_000);
+
+    daemon
+        .events
+        .send(Event::LeaseClosed {
+            lease: canned::lease(),
+        })
+        .unwrap();
+    assert_eq!(next()["state"], "closed");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn events_end_with_the_daemon_and_an_unknown_one_is_refused() {
+    let daemon = Daemon::start(canned::answer);
+    let refused = run(&daemon, &["events", "comet_seen"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        stderr(&refused).contains("lease_opened"),
+        "{}",
+        stderr(&refused)
+    );
+
+    let child = bitmesh(daemon.dir())
+        .arg("--api")
+        .arg(&daemon.socket)
+        .args(["--json", "events", "block_connected"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while daemon
+        .events
+        .send(Event::BlockConnected { height: 7 })
+        .is_err()
+    {
+        std::thread::yield_now();
+    }
+    daemon.stop.cancel();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stdout(&output).starts_with(r#"{"type":"block_connected","height":7}"#));
+}
+
+#[test]
+fn ctrl_c_ends_a_wait_with_130() {
+    let daemon = Daemon::start(canned::answer);
+    let mut child = bitmesh(daemon.dir())
+        .arg("--api")
+        .arg(&daemon.socket)
+        .args(["--json", "usage", "--watch"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its first line says that it is waiting.
+    let mut line = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut line).unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    let daemon = Daemon::start(canned::answer);
+    let mut child = bitmesh(daemon.dir())
+        .arg("--api")
+        .arg(&daemon.socket)
+        .arg("offers")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn a_call_as_it_stands_goes_through() {
+    let daemon = Daemon::start(canned::answer);
+    let output = run(
+        &daemon,
+        &["api", "post", "/v1/buy", r#"{"bytes":1,"dry_run":true}"#],
+    );
+    assert_eq!(
+        json(&output),
+        serde_json::to_value(canned::dry_purchase()).unwrap()
+    );
+    let document = run(&daemon, &["api", "GET", "/openapi.json"]);
+    let document: Value = serde_json::from_slice(&document.stdout).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+    let wrong = run(&daemon, &["api", "POST", "/v1/buy", r#"{"byte":1}"#]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(
+        stderr(&wrong).contains("unknown field `byte`"),
+        "{}",
+        stderr(&wrong)
+    );
+}
+
+#[test]
+fn down_waits_until_the_daemon_is_gone() {
+    let daemon = Daemon::start(canned::answer);
+    let output = run(&daemon, &["down"]);
+    assert_eq!(stdout(&output), "stopped; 1 lease was closed\n");
+    assert!(!daemon.socket.exists());
+    assert_eq!(run(&daemon, &["down"]).status.code(), Some(3));
+}
+
+#[test]
+fn init_makes_a_node_once_and_keeps_its_words_to_itself() {
+    let home = tempfile::tempdir().unwrap();
+    let datadir = home.path().join("node");
+    let init = |args: &[&str]| {
+        bitmesh(home.path())
+            .arg("--datadir")
+            .arg(&datadir)
+            .args(["--json", "--no-input", "init"])
+            .args(args)
+            .output()
+            .unwrap()
+    };
+    let made = init(&["--network", "regtest", "--set", "sell.price=90 sat/GB"]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let made = json(&made);
+    assert!(made["node"].as_str().unwrap().starts_with("12D3KooW"));
+    let words_file = made["words_file"].as_str().unwrap();
+    let words = fs::read_to_string(words_file).unwrap();
+    let mode = fs::metadata(words_file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o400);
+    assert_eq!(words.split_whitespace().count(), 12);
+    let all = made.to_string();
+    assert!(!all.contains(words.trim()), "the words are not printed");
+
+    let config = fs::read_to_string(made["config"].as_str().unwrap()).unwrap();
+    assert!(config.contains("price = \"90 sat/GB\""), "{config}");
+    assert!(config.contains("network = \"regtest\""), "{config}");
+
+    let again = init(&[]);
+    assert_eq!(again.status.code(), Some(1));
+    assert_eq!(json(&again)["error"]["code"], "conflict");
+    assert_eq!(fs::read_to_string(words_file).unwrap(), words);
+}
+
+#[test]
+fn init_restores_the_same_node_from_words_on_standard_input() {
+    let home = tempfile::tempdir().unwrap();
+    let init = |name: &str, words: Option<&str>| {
+        let mut command = bitmesh(home.path());
+        command
+            .arg("--datadir")
+            .arg(home.path().join(name))
+            .args(["--json", "init"]);
+        if words.is_some() {
+            command
+                .args(["--words-file", "-", "--birth-height", "800000"])
+                .stdin(Stdio::piped());
+        }
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        if let Some(words) = words {
+            child
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(words.as_bytes())
+                .unwrap();
+        }
+        child.wait_with_output().unwrap()
+    };
+    let made = json(&init("first", None));
+    let words = fs::read_to_string(made["words_file"].as_str().unwrap()).unwrap();
+    let restored = json(&init("second", Some(&words.to_uppercase())));
+    assert_eq!(restored["node"], made["node"]);
+    assert_eq!(restored["restored"], true);
+
+    let wrong = init("third", Some("one two three"));
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(!home.path().join("third").exists(), "nothing is left of it");
+}
+
+#[test]
+fn settings_are_changed_in_the_file_while_no_daemon_runs() {
+    let home = tempfile::tempdir().unwrap();
+    let config = |args: &[&str]| {
+        bitmesh(home.path())
+            .arg("config")
+            .args(args)
+            .output()
+            .unwrap()
+    };
+    let changed = config(&["set", "sell.price", "90 sat/GB"]);
+    assert!(changed.status.success(), "{}", stderr(&changed));
+    assert_eq!(stdout(&config(&["get", "sell.price"])), "90 sat/GB\n");
+    assert!(stdout(&config(&["check"])).starts_with("ok "));
+
+    let slip = config(&["set", "sell.prise", "1 sat/GB"]);
+    assert_eq!(slip.status.code(), Some(5));
+    assert!(
+        stderr(&slip).contains("did you mean sell.price?"),
+        "{}",
+        stderr(&slip)
+    );
+
+    let file = home.path().join(".config/bitmesh/config.toml");
+    assert_eq!(
+        stdout(&config(&["path", "config"])).trim_end(),
+        file.to_str().unwrap()
+    );
+    fs::write(&file, "nonsense = 1\n").unwrap();
+    let bad = config(&["check"]);
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(stderr(&bad).contains("nonsense"), "{}", stderr(&bad));
+    // The network alone is still read, so that a running daemon can be found and stopped.
+    assert_eq!(
+        bitmesh(home.path())
+            .arg("down")
+            .output()
+            .unwrap()
+            .status
+            .code(),
+        Some(3)
+    );
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let home = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = bitmesh(home.path())
+            .args(["completions", shell])
+            .output()
+            .unwrap();
+        assert!(script.status.success());
+        assert!(stdout(&script).contains("max-price"), "{shell}");
+    }
+    let page = bitmesh(home.path())
+        .args(["man", "wallet", "send"])
+        .output()
+        .unwrap();
+    assert!(
+        stdout(&page).contains(".TH bitmesh-wallet-send 1"),
+        "{}",
+        stdout(&page)
+    );
+    assert!(stdout(&page).contains("50000sat"), "the examples are in it");
+    let folder = home.path().join("man");
+    let all = bitmesh(home.path())
+        .args(["man", "--all"])
+        .arg(&folder)
+        .output()
+        .unwrap();
+    assert!(all.status.success());
+    for name in [
+        "bitmesh.1",
+        "bitmesh-buy.1",
+        "bitmesh-wallet-send.1",
+        "bitmesh-testnet-demo.1",
+    ] {
+        assert!(folder.join(name).exists(), "{name}");
+    }
+    assert_eq!(
+        bitmesh(home.path())
+            .args(["man", "moon"])
+            .output()
+            .unwrap()
+            .status
+            .code(),
+        Some(5)
+    );
+}
