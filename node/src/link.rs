@@ -10,9 +10,9 @@ use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Longest frame, kind byte included. The longest message is an acceptance that embeds a proposal
-/// that embeds a quote, about 1 KiB; the rest is room.
-const MAX_FRAME: usize = 16 * 1024;
+/// Longest frame, kind byte included. The longest message is a channel's funding, said again after a
+/// connection was lost.
+const MAX_FRAME: usize = 41 * 1024;
 
 /// Frames that may wait for the stream. A peer that does not read for this many is gone in all but
 /// name, and the link is broken off rather than let the queue grow.

@@ -32,7 +32,7 @@ pub const MAX_REQUEST_BYTES: usize = MAX_CHANNEL_BYTES + 16;
 /// Largest response, in bytes of CBOR: a full page of asks with three bytes of header each.
 pub const MAX_RESPONSE_BYTES: usize = 41 * 1024;
 
-/// Bytes of requests that may be in the reading at once, over all peers: 340 of the largest, or some
+/// Bytes of requests that may be in the reading at once, over all peers: 200 of the largest, or some
 /// thousands of the usual. Strangers who send slowly can fill this, and no more.
 const READ_BUDGET_BYTES: usize = 8 * 1024 * 1024;
 

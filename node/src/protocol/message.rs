@@ -16,9 +16,9 @@ pub const MAX_PROPOSAL_BYTES: usize = 4 * 1024;
 /// Largest body of a countersigned lease, in bytes. It answers a proposal that the buyer holds.
 pub const MAX_LEASE_BYTES: usize = 8 * 1024;
 
-/// Largest body of a channel message, in bytes. Funding may carry a whole transaction, which is
+/// Largest body of a channel message, in bytes. Funding carries a whole transaction, which is
 /// version 3 and so at most 10,000 virtual bytes; witnesses weigh a quarter.
-pub const MAX_CHANNEL_BYTES: usize = 24 * 1024;
+pub const MAX_CHANNEL_BYTES: usize = 40 * 1024;
 
 /// Largest signed ask in a page, in bytes. The same as gossip's cap: an ask comes by either way.
 pub const MAX_ASK_BYTES: usize = super::topic::MAX_GOSSIP_BYTES;
