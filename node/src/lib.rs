@@ -3,6 +3,7 @@
 mod cache;
 mod chain;
 mod clock;
+mod compact;
 pub mod config;
 pub mod control;
 mod driver;

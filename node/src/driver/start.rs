@@ -32,6 +32,7 @@ use super::{Driver, Inboxes, WAKES};
 use crate::cache::Cache;
 use crate::chain::Chain;
 use crate::clock::Clock;
+use crate::compact::compact;
 use crate::config::Config;
 use crate::control::server::{self, BindError, Socket};
 use crate::control::{CALL_QUEUE, EVENT_BACKLOG};
@@ -104,7 +105,18 @@ pub async fn run(
     let _lock = Lock::acquire(paths)?;
     let (keys, birth_height) = words::load(paths, config.network)?;
     let keys = Arc::new(keys);
-    let journal = Journal::open(paths.journal())?;
+    let mut journal = Journal::open(paths.journal())?;
+    let (file, entries, _) = &mut journal;
+    if let Some(kept) = compact(entries) {
+        info!(
+            before = entries.len(),
+            after = kept.len(),
+            "the journal is written anew without what was replaced"
+        );
+        file.replace(&kept)
+            .map_err(|_| StartError::JournalRefuses)?;
+        *entries = kept;
+    }
     let socket = Socket::bind(&paths.socket)?;
     let (driver, inboxes, calls, events) =
         open(config, paths, keys, birth_height, journal, shutdown.clone()).await?;
