@@ -379,7 +379,9 @@ impl Buyer {
         self.pool.retain(|candidate| candidate.until > now);
         let best = (0..self.pool.len()).min_by_key(|index| {
             let candidate = &self.pool[*index];
-            (candidate.cost, candidate.quote.content().id)
+            let quote = candidate.quote.content();
+            // A new channel's first payment can make two prices cost the same: the lower is better later.
+            (candidate.cost, quote.price, quote.id)
         });
         if let Some(best) = best {
             let candidate = self.pool.swap_remove(best);
