@@ -256,6 +256,53 @@ pub enum BroadcastError {
     Chain(#[from] ChainError),
 }
 
+/// What is to be known of a funding transaction before it is confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FundingFacts {
+    /// Whether every input is a confirmed output, unspent by any block. If not, the transaction
+    /// can fall with a parent, and nothing of version 3 can be put on top of it.
+    pub has_confirmed_inputs: bool,
+    /// What it pays, rounded down. Zero if an input is unknown.
+    pub feerate: FeeRate,
+}
+
+/// Looks the inputs of `funding` up. Only of use while `funding` is unconfirmed: afterwards its
+/// inputs are spent.
+///
+/// # Errors
+///
+/// Returns an error only if the node could not be asked.
+pub fn funding_facts(
+    source: &dyn ChainSource,
+    funding: &Transaction,
+) -> Result<FundingFacts, ChainError> {
+    let unknown = FundingFacts {
+        has_confirmed_inputs: false,
+        feerate: FeeRate::ZERO,
+    };
+    if funding.input.len() > watch::MAX_FUNDING_INPUTS {
+        return Ok(unknown);
+    }
+    let mut spent = Amount::ZERO;
+    for input in &funding.input {
+        match source.confirmed_output(&input.previous_output)? {
+            Some(output) => spent = spent.checked_add(output.value).unwrap_or(Amount::ZERO),
+            None => return Ok(unknown),
+        }
+    }
+    let paid = funding
+        .output
+        .iter()
+        .try_fold(Amount::ZERO, |paid, output| paid.checked_add(output.value));
+    let fee = paid
+        .and_then(|paid| spent.checked_sub(paid))
+        .unwrap_or(Amount::ZERO);
+    Ok(FundingFacts {
+        has_confirmed_inputs: true,
+        feerate: fee / funding.weight(),
+    })
+}
+
 /// Where the chain is learned from, and how transactions get to it.
 ///
 /// Every call blocks; a node gives the source its own thread. See the [module](self) for what is
@@ -335,4 +382,40 @@ pub trait ChainSource: Send {
     ///
     /// Returns an error only if the node could not be asked.
     fn confirmed_output(&self, outpoint: &OutPoint) -> Result<Option<ConfirmedOutput>, ChainError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::hashes::Hash;
+
+    use super::*;
+
+    fn start(heights: &[u32], floor: u32, unconfirmed: &[u8]) -> Start {
+        Start {
+            locator: heights
+                .iter()
+                .map(|height| BlockId {
+                    height: *height,
+                    hash: BlockHash::all_zeros(),
+                })
+                .collect(),
+            floor,
+            unconfirmed: unconfirmed
+                .iter()
+                .map(|byte| Txid::from_byte_array([*byte; 32]))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_start_for_two_listeners_serves_the_one_that_is_behind() {
+        let ahead = start(&[90, 80], 50, &[1, 2]);
+        let behind = start(&[70, 60], 60, &[2, 3]);
+        let joined = start(&[70, 60], 50, &[1, 2, 3]);
+        assert_eq!(ahead.clone().join(behind.clone()), joined);
+        assert_eq!(behind.join(ahead.clone()), joined);
+
+        let fresh = start(&[], 10, &[]);
+        assert_eq!(ahead.join(fresh).locator, []);
+    }
 }

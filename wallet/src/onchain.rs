@@ -28,6 +28,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -174,10 +176,14 @@ impl Wallet {
     /// Returns [`OpenError::OtherWallet`] if the directory belongs to other keys. Nothing is
     /// changed then.
     pub fn open(dir: &Path, keys: Arc<Keys>) -> Result<(Self, Option<Rebuilt>), OpenError> {
-        fs::create_dir_all(dir).map_err(|source| ChangesError::Io {
-            path: dir.to_owned(),
-            source,
-        })?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| ChangesError::Io {
+                path: dir.to_owned(),
+                source,
+            })?;
         let birthday = read_birthday(dir)?;
         let (mut changes, state, mut rebuilt) = Changes::open(dir)?;
         let coins = match state {
@@ -564,12 +570,16 @@ fn read_birthday(dir: &Path) -> Result<Option<BlockId>, OpenError> {
 fn write_birthday(dir: &Path, block: BlockId) -> Result<(), OpenError> {
     let path = dir.join(BIRTHDAY_FILE);
     let new = dir.join(format!("{BIRTHDAY_FILE}.new"));
-    fs::write(&new, format!("{} {}\n", block.height, block.hash))
-        .and_then(|()| fs::rename(&new, &path))
-        .map_err(|error| OpenError::Birthday {
-            path,
-            detail: error.to_string(),
-        })
+    let write = || {
+        let mut file = fs::File::create(&new)?;
+        writeln!(file, "{} {}", block.height, block.hash)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)
+    };
+    write().map_err(|error| OpenError::Birthday {
+        path,
+        detail: error.to_string(),
+    })
 }
 
 /// The coin's transaction, if it is unconfirmed and others could still replace it.

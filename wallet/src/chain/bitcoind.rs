@@ -50,7 +50,7 @@ pub struct Bitcoind {
 impl fmt::Debug for Bitcoind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bitcoind")
-            .field("config", self.rpc.config())
+            .field("node", &self.rpc.node())
             .finish_non_exhaustive()
     }
 }
@@ -242,7 +242,7 @@ impl ChainSource for Bitcoind {
             (None, Some(fallback)) => fallback,
             (None, None) => {
                 return Err(ChainError::NoEstimate {
-                    node: self.rpc.config().url.clone(),
+                    node: self.rpc.node().to_owned(),
                 });
             }
         };

@@ -287,14 +287,14 @@ impl Watcher {
                     }
                     return Ok(());
                 }
-                if *height < self.next {
-                    self.rewind(*height);
-                }
                 if !self.follows(*height, block.header.prev_blockhash) {
                     return Err(WatchError::Gap {
                         height: *height,
                         told: self.height(),
                     });
+                }
+                if *height < self.next {
+                    self.rewind(*height);
                 }
                 self.next = height.saturating_add(1);
                 self.blocks.push_back(this);
@@ -404,13 +404,18 @@ impl Watcher {
         }
     }
 
-    /// Whether a block at `height` on top of `parent` is the one to come.
+    /// Whether a block at `height` goes on top of `parent`: on the last block, or on an earlier one
+    /// in place of what was there.
     fn follows(&self, height: u32, parent: BlockHash) -> bool {
-        match self.blocks.back() {
-            Some(last) => height == self.next && last.hash == parent,
-            // Everything remembered was reorganised away. Whatever starts at or below is taken.
-            None => height <= self.next,
+        if height > self.next {
+            return false;
         }
+        let below = self.blocks.front().and_then(|first| {
+            let at = height.checked_sub(first.height)?.checked_sub(1)?;
+            self.blocks.get(usize::try_from(at).ok()?)
+        });
+        // With nothing remembered below it, there is nothing to contradict it.
+        below.is_none_or(|below| below.hash == parent)
     }
 
     /// A transaction is at `place`: in the mempool, or in a block of the best chain.

@@ -68,6 +68,10 @@ pub fn write_secret(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
     let temporary = PathBuf::from(temporary);
 
     let written = (|| {
+        // Left by a process of the same number that was killed here; never anything but ours.
+        if temporary.symlink_metadata().is_ok() {
+            std::fs::remove_file(&temporary)?;
+        }
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)

@@ -30,10 +30,10 @@ pub enum Applied {
     Changed,
 }
 
-/// Why an event could not be applied. The wallet is as it was.
+/// Why an event could not be applied.
 #[derive(Debug, Error)]
 pub enum ApplyError {
-    /// The block does not follow on the last one: the source has to be
+    /// The block does not follow on the last one. Nothing changed; the source has to be
     /// [restarted](crate::chain::ChainSource::restart) from [`Wallet::start`].
     #[error("block {height} does not follow on block {} {}", tip.height, tip.hash)]
     Gap {
@@ -42,7 +42,8 @@ pub enum ApplyError {
         /// The last block the wallet has read.
         tip: BlockId,
     },
-    /// What was learned could not be kept.
+    /// What was learned could not be written down. It is kept in memory and written with the next
+    /// change; if the process ends before that, it is read from the chain again.
     #[error(transparent)]
     Changes(#[from] ChangesError),
 }
@@ -79,18 +80,23 @@ impl Wallet {
 
     fn connect(&mut self, height: u32, block: &Block) -> Result<Applied, ApplyError> {
         let tip = self.tip();
+        let parent = block.header.prev_blockhash;
         if height <= tip.height {
-            match self.coins.local_chain().get(height) {
+            let chain = self.coins.local_chain();
+            let below = height.checked_sub(1).and_then(|below| chain.get(below));
+            match chain.get(height) {
                 Some(known) if known.hash() == block.block_hash() => return Ok(Applied::Unchanged),
-                Some(_) if height > 0 => self.rewind(height)?,
+                Some(_) if height > 0 && below.is_none_or(|below| below.hash() == parent) => {
+                    self.rewind(height)?;
+                }
+                Some(_) => return Err(ApplyError::Gap { height, tip }),
                 // Thinned out, and so deeper than any reorganisation.
-                Some(_) | None => return Ok(Applied::Unchanged),
+                None => return Ok(Applied::Unchanged),
             }
         }
         let tip = self.tip();
         let floor = self.birthday.map_or(1, |block| block.height.max(1));
-        let follows =
-            tip.height.checked_add(1) == Some(height) && tip.hash == block.header.prev_blockhash;
+        let follows = tip.height.checked_add(1) == Some(height) && tip.hash == parent;
         let starts = tip.height < floor && height <= floor && tip.height + 1 < height;
         if !follows && !starts {
             return Err(ApplyError::Gap { height, tip });
@@ -177,9 +183,11 @@ impl Wallet {
         for transaction in &seen {
             self.release(transaction);
         }
-        let evicted_at = self.tick(at);
-        self.coins
-            .apply_evicted_txs(evicted.into_iter().map(|txid| (txid, evicted_at)));
+        if !evicted.is_empty() {
+            let evicted_at = self.tick(at);
+            self.coins
+                .apply_evicted_txs(evicted.into_iter().map(|txid| (txid, evicted_at)));
+        }
         let seen_at = self.tick(at);
         self.coins
             .apply_unconfirmed_txs(seen.into_iter().map(|tx| (tx, seen_at)));

@@ -3,7 +3,7 @@
 //! Nothing here is the only copy of anything but the *number* of addresses handed out: keys come
 //! from the mnemonic, coins from the chain. So a damaged store is set aside, never repaired.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +55,7 @@ pub(super) struct Changes {
     db: sled::Db,
     path: PathBuf,
     next: u64,
+    is_flushed: bool,
 }
 
 /// The store was damaged, and the wallet starts over from its birthday.
@@ -134,6 +135,7 @@ impl Changes {
             db,
             path: path.to_owned(),
             next: 0,
+            is_flushed: true,
         };
         let (state, records) = changes.read()?;
         if records > MERGE_AT_RECORDS
@@ -174,14 +176,15 @@ impl Changes {
         Ok(self.read()?.0.unwrap_or_default())
     }
 
-    /// Adds one change set. It survives a crash of this process at once, and one of the machine
-    /// after [`flush`](Self::flush).
+    /// Adds one change set. It survives the end of the process, however that comes, and that of the
+    /// machine, after [`flush`](Self::flush).
     pub(super) fn append(&mut self, changes: &ChangeSet) -> Result<(), ChangesError> {
         let value = encode(changes).map_err(|detail| self.damaged(detail))?;
         self.db
             .insert(self.next.to_be_bytes(), value)
             .map_err(|error| sort(&self.path, error))?;
         self.next = self.next.saturating_add(1);
+        self.is_flushed = false;
         Ok(())
     }
 
@@ -199,11 +202,23 @@ impl Changes {
             .apply_batch(batch)
             .map_err(|error| sort(&self.path, error))?;
         self.next = self.next.saturating_add(1);
+        self.is_flushed = false;
         self.flush()
     }
 
-    pub(super) fn flush(&self) -> Result<(), ChangesError> {
+    pub(super) fn flush(&mut self) -> Result<(), ChangesError> {
+        if self.is_flushed {
+            return Ok(());
+        }
         self.db.flush().map_err(|error| sort(&self.path, error))?;
+        // sled asks the system to write its pages out, but not the disk to keep them.
+        File::open(self.path.join("db"))
+            .and_then(|file| file.sync_data())
+            .map_err(|source| ChangesError::Io {
+                path: self.path.clone(),
+                source,
+            })?;
+        self.is_flushed = true;
         Ok(())
     }
 

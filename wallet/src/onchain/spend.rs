@@ -10,7 +10,7 @@ use bitcoin::script::Script;
 use bitcoin::transaction::Version;
 use bitcoin::{
     Address, Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid,
-    absolute,
+    Weight, absolute,
 };
 use thiserror::Error;
 
@@ -24,6 +24,9 @@ const VERSION_3: i32 = 3;
 /// A version 3 transaction is not relayed if it is larger.
 const MAX_VERSION_3_VBYTES: u64 = 10_000;
 
+/// Weight of a signed key-path input: 41 bytes that count four times, 66 of witness.
+const P2TR_INPUT: Weight = Weight::from_wu(41 * 4 + 66);
+
 /// No transaction of more than this is relayed.
 const MAX_VBYTES: u64 = 100_000;
 
@@ -34,12 +37,16 @@ const P2TR_OUTPUT_BYTES: u64 = 43;
 /// (BIP-125 rule 4 at the default incremental relay fee).
 const REPLACEMENT_SAT_PER_VBYTE: u64 = 1;
 
+/// The highest bid that is taken for meant, in sat/vB: bitcoind refuses more by default.
+const MAX_SAT_PER_VBYTE: u32 = 10_000;
+
 /// How much to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
     /// The recipient receives exactly this; the fee comes on top.
     Exact(Amount),
-    /// Every spendable coin goes into it; the recipient receives what the fee leaves.
+    /// Every spendable coin goes into it that is worth more than it costs to spend; the recipient
+    /// receives what the fee leaves.
     Everything,
 }
 
@@ -92,6 +99,20 @@ pub enum SpendError {
         asked: Amount,
         /// The least that can be sent to that address.
         least: Amount,
+    },
+    /// More than all the bitcoin there will ever be.
+    #[error("{} sat are more than there will ever be", asked.to_sat())]
+    AboveSupply {
+        /// What was asked for.
+        asked: Amount,
+    },
+    /// A feerate that cannot be meant.
+    #[error(
+        "{asked} sat/vB are more than the {MAX_SAT_PER_VBYTE} sat/vB that nodes take for meant"
+    )]
+    FeerateTooHigh {
+        /// The feerate, rounded down to whole sat/vB.
+        asked: u64,
     },
     /// The address is for another network.
     #[error("the address is for another network")]
@@ -272,6 +293,7 @@ impl Wallet {
         now: u64,
     ) -> Result<Transaction, CancelError> {
         let original = self.cancellable(txid)?;
+        let feerate = bid(feerate)?;
         let old_fee = self
             .coins
             .calculate_fee(&original)
@@ -289,7 +311,6 @@ impl Wallet {
         let measured = self.sign_replacement(&original, script.clone(), value)?;
         let vbytes = measured.vsize() as u64;
         let fee = feerate
-            .max(FeeRate::BROADCAST_MIN)
             .fee_vb(vbytes)
             .unwrap_or(Amount::MAX_MONEY)
             .max(old_fee + Amount::from_sat(vbytes * REPLACEMENT_SAT_PER_VBYTE));
@@ -362,7 +383,22 @@ impl Wallet {
         {
             return Err(SpendError::BelowDust { asked, least });
         }
-        let (excluded, pending) = self.excluded(kind);
+        if let Value::Exact(asked) = value
+            && asked > Amount::MAX_MONEY
+        {
+            return Err(SpendError::AboveSupply { asked });
+        }
+        let feerate = bid(feerate)?;
+        let (mut excluded, pending) = self.excluded(kind);
+        if value == Value::Everything {
+            // Strangers may have sent dust, which would only raise the fee.
+            let cost = feerate.fee_wu(P2TR_INPUT).unwrap_or(Amount::MAX_MONEY);
+            let dust = self
+                .coins
+                .list_unspent()
+                .filter(|coin| coin.txout.value <= cost);
+            excluded.extend(dust.map(|coin| coin.outpoint));
+        }
         let change_index = self.coins.next_derivation_index(KeychainKind::Internal);
         let change = self
             .coins
@@ -372,9 +408,7 @@ impl Wallet {
         let selection =
             BranchAndBoundCoinSelection::new(P2TR_OUTPUT_BYTES, LargestFirstCoinSelection);
         let mut builder = self.coins.build_tx().coin_selection(selection);
-        builder
-            .unspendable(excluded)
-            .fee_rate(feerate.max(FeeRate::BROADCAST_MIN));
+        builder.unspendable(excluded).fee_rate(feerate);
         match value {
             Value::Exact(amount) => {
                 builder
@@ -549,6 +583,16 @@ impl Wallet {
         }
         self.sign(&mut psbt)
     }
+}
+
+/// A feerate within what makes sense: at least what every node relays.
+fn bid(feerate: FeeRate) -> Result<FeeRate, SpendError> {
+    if feerate > FeeRate::from_sat_per_vb_u32(MAX_SAT_PER_VBYTE) {
+        return Err(SpendError::FeerateTooHigh {
+            asked: feerate.to_sat_per_vb_floor(),
+        });
+    }
+    Ok(feerate.max(FeeRate::BROADCAST_MIN))
 }
 
 fn sort(error: CreateTxError, pending: Amount) -> SpendError {

@@ -175,6 +175,60 @@ fn a_block_that_does_not_follow_is_refused_and_changes_nothing() {
     assert_eq!(wallet.tip(), tip);
     wallet.apply(&second).unwrap();
     wallet.apply(&third).unwrap();
+    assert!(matches!(
+        wallet.apply(&stranger),
+        Err(ApplyError::Gap { height: 2, .. })
+    ));
+    assert_eq!(wallet.tip().height, 3);
+}
+
+#[test]
+fn the_store_holds_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wallet = open(&dir);
+    wallet.receive_address().unwrap();
+    wallet.persist().unwrap();
+    drop(wallet);
+    let db = fs::read(dir.path().join("coins/db")).unwrap();
+    let holds = |secret: &[u8]| db.windows(secret.len()).any(|window| window == secret);
+    assert!(holds(b"tpub"), "the public descriptors are there");
+    assert!(!holds(b"tprv") && !holds(b"xprv") && !holds(&[1; 16]));
+}
+
+#[test]
+fn sending_everything_leaves_dust_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wallet = open(&dir);
+    let address = wallet.receive_address().unwrap();
+    let script = address.script_pubkey();
+    let coins = [100_000, 575, 576, 330]
+        .into_iter()
+        .zip(0..)
+        .map(|(value, salt)| incoming(script.clone(), value, salt))
+        .collect();
+    wallet.apply(&Chain::new().grow(coins)).unwrap();
+
+    let preview = wallet
+        .preview_send(&Payment {
+            to: address,
+            value: Value::Everything,
+            feerate: FeeRate::from_sat_per_vb(10).unwrap(),
+        })
+        .unwrap();
+
+    assert_eq!(
+        preview.inputs, 2,
+        "575 sat cost 575 sat to spend at this rate"
+    );
+    assert_eq!(preview.value + preview.fee, sat(100_576));
+}
+
+#[test]
+fn a_wallet_can_live_on_another_thread() {
+    fn assert_send<T: Send>() {}
+    assert_send::<Wallet>();
+    assert_send::<Box<dyn crate::chain::ChainSource>>();
+    assert_send::<crate::chain::watch::Watcher>();
 }
 
 #[test]
@@ -433,7 +487,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases / 8, ..Default::default() })]
 
     #[test]
     fn balance_and_history_agree_with_the_chain_whatever_it_does(

@@ -528,6 +528,61 @@ fn a_cancelled_payment_is_replaced_and_its_coins_return() {
 }
 
 #[test]
+fn a_cancellation_that_no_node_takes_can_be_abandoned_and_the_original_stands() {
+    let node = Regtest::start();
+    let mut alice = Purse::rich(&node, 1, 1);
+    let mut bob = Purse::new(&node, 2);
+    let transaction = pay(&mut alice, &mut bob, Value::Exact(sat(70_000)));
+    alice.sync();
+    let before = alice.wallet.balance();
+
+    let replacement = alice
+        .wallet
+        .cancel(transaction.compute_txid(), rate(1), NOW)
+        .unwrap();
+    assert_eq!(
+        alice.wallet.outgoing(),
+        [std::sync::Arc::new(replacement.clone())]
+    );
+    alice
+        .wallet
+        .abandon(replacement.compute_txid(), NOW)
+        .unwrap();
+
+    assert_eq!(alice.wallet.balance(), before);
+    assert_eq!(alice.wallet.outgoing(), [std::sync::Arc::new(transaction)]);
+    assert_books_balance(&alice.wallet);
+}
+
+#[test]
+fn amounts_and_fees_that_cannot_be_meant_are_refused() {
+    let node = Regtest::start();
+    let mut alice = Purse::rich(&node, 1, 1);
+    let to = alice.address();
+    let mut payment = Payment {
+        to,
+        value: Value::Exact(Amount::MAX),
+        feerate: rate(1),
+    };
+    assert!(matches!(
+        alice.wallet.preview_send(&payment),
+        Err(SpendError::AboveSupply { .. })
+    ));
+    payment.value = Value::Exact(Amount::MAX_MONEY);
+    assert!(matches!(
+        alice.wallet.preview_send(&payment),
+        Err(SpendError::InsufficientFunds { .. })
+    ));
+    for feerate in [FeeRate::MAX, rate(10_001)] {
+        payment.feerate = feerate;
+        assert!(matches!(
+            alice.wallet.preview_send(&payment),
+            Err(SpendError::FeerateTooHigh { .. })
+        ));
+    }
+}
+
+#[test]
 fn a_funding_can_be_cancelled_too() {
     let node = Regtest::start();
     let mut alice = Purse::rich(&node, 1, 1);

@@ -5,6 +5,7 @@ use bitcoin::{Amount, FeeRate, Network, OutPoint};
 use bitmesh_wallet::chain::bitcoind::{Auth, Bitcoind, Config};
 use bitmesh_wallet::chain::{
     Accepted, BroadcastError, ChainError, ChainEvent, ChainSource, RejectReason, Start, Verdict,
+    funding_facts,
 };
 use bitmesh_wallet::onchain::{Payment, Value};
 use zeroize::Zeroizing;
@@ -399,4 +400,62 @@ fn a_wrong_password_is_the_operators_and_a_missing_cookie_is_patience() {
     let config = Config::new(node.url(), absent, Network::Regtest);
     let error = Bitcoind::new(config, Start::default()).tip().unwrap_err();
     assert!(error.is_passing() && error.to_string().contains("is bitcoind running?"));
+}
+
+#[test]
+fn a_block_that_the_node_pruned_is_named() {
+    let node = Regtest::start_with(&["-prune=1", "-fastprune"]);
+    node.mine_away(700);
+    node.call("pruneblockchain", &[serde_json::json!(300)]);
+    let mut source = node.source(Start::default());
+    let error = source.poll(NOW).unwrap_err();
+    assert!(
+        matches!(error, ChainError::Pruned { height: 1, .. }),
+        "{error}"
+    );
+    assert!(!error.is_passing());
+    let mut source = node.source(Start {
+        floor: 600,
+        ..Start::default()
+    });
+    assert!(matches!(
+        source.poll(NOW).unwrap()[..],
+        [ChainEvent::Connected { height: 600, .. }]
+    ));
+}
+
+#[test]
+fn the_facts_of_a_funding_are_looked_up_and_not_believed() {
+    let node = Regtest::start();
+    let mut alice = Purse::rich(&node, 1, 1);
+    let mut bob = Purse::new(&node, 2);
+    let script = bob.address().script_pubkey();
+    let feerate = FeeRate::from_sat_per_vb(3).unwrap();
+    let (funding, preview) = alice
+        .wallet
+        .fund(&script, Amount::from_sat(50_000), feerate)
+        .unwrap();
+    let facts = funding_facts(&alice.source, &funding).unwrap();
+    assert!(facts.has_confirmed_inputs);
+    assert_eq!(facts.feerate, preview.fee / funding.weight());
+    assert!(facts.feerate >= feerate);
+
+    let mut orphan = funding;
+    orphan.input[0].previous_output.vout = 99;
+    let facts = funding_facts(&alice.source, &orphan).unwrap();
+    assert!(!facts.has_confirmed_inputs);
+    assert_eq!(facts.feerate, FeeRate::ZERO);
+}
+
+#[test]
+fn neither_a_password_in_the_address_nor_https_gets_anywhere() {
+    let auth = || Auth::Cookie("/nowhere".into());
+    let tip = |url: &str| {
+        let config = Config::new(url, auth(), Network::Regtest);
+        Bitcoind::new(config, Start::default()).tip().unwrap_err()
+    };
+    let error = tip("http://alice:hunter2@127.0.0.1:1");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+    let error = tip("https://127.0.0.1:1");
+    assert!(!error.is_passing() && error.to_string().contains("https"));
 }

@@ -52,8 +52,8 @@ enum Next {
     Block(ChainEvent),
     /// Nothing: every block from the floor on has been told.
     None,
-    /// A block of another branch; the next step will leave the stale one.
-    Reorganised,
+    /// One that does not connect: the last known block is stale, or lies below the floor.
+    Unconnected,
 }
 
 #[derive(Default)]
@@ -66,11 +66,6 @@ struct Mempool {
     unfetched: Vec<Txid>,
     /// Steps to let pass before the next listing.
     rest: usize,
-}
-
-#[derive(Deserialize)]
-struct ChainInfo {
-    bestblockhash: BlockHash,
 }
 
 #[derive(Deserialize)]
@@ -108,22 +103,21 @@ impl Follower {
     /// Takes one step: leave blocks that left the chain, or else take the next block, or else look
     /// at the mempool.
     pub(super) fn step(&mut self, rpc: &Rpc, now: u64) -> Result<Vec<ChainEvent>, ChainError> {
-        let info: ChainInfo = ask(rpc, "getblockchaininfo", json!([]))?;
-        if self
-            .known
-            .back()
-            .is_some_and(|last| last.hash == info.bestblockhash)
-        {
-            return self.step_mempool(rpc, info.bestblockhash, now);
+        let best = best_block(rpc)?;
+        if self.known.back().is_some_and(|last| last.hash == best) {
+            return self.step_mempool(rpc, best, now);
         }
+        // A block that connects proves that the one below is still in the chain, which saves a
+        // question for each block of a long catching up.
+        let next = match self.next_block(rpc)? {
+            Next::Block(event) => return Ok(vec![event]),
+            next => next,
+        };
         let left = self.leave_stale_blocks(rpc)?;
-        if !left.is_empty() {
-            return Ok(left);
-        }
-        match self.next_block(rpc)? {
-            Next::Block(event) => Ok(vec![event]),
-            Next::Reorganised => Ok(Vec::new()),
-            Next::None => self.step_mempool(rpc, info.bestblockhash, now),
+        match next {
+            _ if !left.is_empty() => Ok(left),
+            Next::None => self.step_mempool(rpc, best, now),
+            Next::Unconnected | Next::Block(_) => self.start_at_floor(rpc),
         }
     }
 
@@ -148,6 +142,7 @@ impl Follower {
         Ok(left)
     }
 
+    /// The block above the last known one, if it connects to that.
     fn next_block(&mut self, rpc: &Rpc) -> Result<Next, ChainError> {
         let above = self
             .known
@@ -157,22 +152,47 @@ impl Follower {
         let Some(hash) = block_hash(rpc, height)? else {
             return Ok(Next::None);
         };
-        let block = fetch_block(rpc, hash, height)?;
-        let connects = self.known.back().is_none_or(|last| {
-            last.height + 1 < height || last.hash == block.header.prev_blockhash
-        });
-        if !connects {
-            return Ok(Next::Reorganised);
+        if height > above && !self.known.is_empty() {
+            return Ok(Next::Unconnected);
         }
+        let block = fetch_block(rpc, hash, height)?;
+        let connects = self
+            .known
+            .back()
+            .is_none_or(|last| last.hash == block.header.prev_blockhash);
+        if !connects {
+            return Ok(Next::Unconnected);
+        }
+        Ok(Next::Block(self.tell(height, hash, block)))
+    }
+
+    /// Goes on at the floor, when that is above the last known block and nothing known is stale.
+    fn start_at_floor(&mut self, rpc: &Rpc) -> Result<Vec<ChainEvent>, ChainError> {
+        let is_below = self
+            .known
+            .back()
+            .is_some_and(|last| last.height.saturating_add(1) < self.floor);
+        if !is_below {
+            // A reorganisation came between two questions; the next step sees it whole.
+            return Ok(Vec::new());
+        }
+        let Some(hash) = block_hash(rpc, self.floor)? else {
+            return Ok(Vec::new());
+        };
+        let block = fetch_block(rpc, hash, self.floor)?;
+        Ok(vec![self.tell(self.floor, hash, block)])
+    }
+
+    fn tell(&mut self, height: u32, hash: BlockHash, block: Block) -> ChainEvent {
         self.known.push_back(BlockId { height, hash });
         while self.known.len() > REMEMBERED_BLOCKS {
             self.known.pop_front();
         }
         self.mempool.confirm(&block);
-        Ok(Next::Block(ChainEvent::Connected {
+        ChainEvent::Connected {
             height,
             block: Arc::new(block),
-        }))
+        }
     }
 
     fn step_mempool(
@@ -191,8 +211,7 @@ impl Follower {
                 return Ok(Vec::new());
             }
             let listed: HashSet<Txid> = ask(rpc, "getrawmempool", json!([]))?;
-            let after: ChainInfo = ask(rpc, "getblockchaininfo", json!([]))?;
-            if after.bestblockhash != tip {
+            if best_block(rpc)? != tip {
                 // A block came between: what it confirmed is missing from the list, and would be
                 // taken for evicted.
                 return Ok(Vec::new());
@@ -315,6 +334,10 @@ fn is_mempool_loaded(rpc: &Rpc) -> Result<bool, ChainError> {
     Ok(info.loaded.unwrap_or(true))
 }
 
+fn best_block(rpc: &Rpc) -> Result<BlockHash, ChainError> {
+    ask(rpc, "getbestblockhash", json!([]))
+}
+
 /// The hash of the block at `height` in the best chain, `None` above the tip.
 pub(super) fn block_hash(rpc: &Rpc, height: u32) -> Result<Option<BlockHash>, ChainError> {
     match rpc.call("getblockhash", &json!([height])) {
@@ -335,7 +358,7 @@ fn fetch_block(rpc: &Rpc, hash: BlockHash, height: u32) -> Result<Block, ChainEr
             message,
         }) if message.contains("prune") => {
             return Err(ChainError::Pruned {
-                node: rpc.config().url.clone(),
+                node: rpc.node().to_owned(),
                 height,
             });
         }

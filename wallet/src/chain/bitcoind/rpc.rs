@@ -102,15 +102,28 @@ impl From<ChainError> for CallError {
 /// A connection that is made on first use, dropped on any doubt, and made anew on the next call.
 pub(super) struct Rpc {
     config: Config,
+    /// The address as it is shown: without a password that somebody wrote into it.
+    node: String,
     client: Mutex<Option<Client>>,
 }
 
 impl Rpc {
     pub(super) fn new(config: Config) -> Self {
+        let (scheme, rest) = config
+            .url
+            .split_once("://")
+            .unwrap_or(("http", &config.url));
+        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
         Self {
+            node: format!("{scheme}://{host}"),
             config,
             client: Mutex::default(),
         }
+    }
+
+    /// The node's address, as it is shown.
+    pub(super) fn node(&self) -> &str {
+        &self.node
     }
 
     pub(super) fn config(&self) -> &Config {
@@ -155,7 +168,7 @@ impl Rpc {
     /// A [`ChainError::Protocol`] about this node.
     pub(super) fn protocol(&self, method: &str, detail: impl ToString) -> ChainError {
         ChainError::Protocol {
-            node: self.config.url.clone(),
+            node: self.node.clone(),
             call: method.to_owned(),
             detail: detail.to_string(),
         }
@@ -173,7 +186,7 @@ impl Rpc {
 
     fn unavailable(&self, detail: impl ToString) -> ChainError {
         ChainError::Unavailable {
-            node: self.config.url.clone(),
+            node: self.node.clone(),
             detail: detail.to_string(),
         }
     }
@@ -212,6 +225,10 @@ impl Rpc {
     }
 
     fn connect(&self) -> Result<Client, ChainError> {
+        if self.node.starts_with("https://") {
+            // The transport would speak plain HTTP to it, password and all.
+            return Err(self.protocol("connect", "https is not spoken; use a tunnel to the node"));
+        }
         let builder = SimpleHttpTransport::builder().timeout(CALL_TIMEOUT);
         let builder = builder
             .url(&self.config.url)
@@ -225,7 +242,7 @@ impl Rpc {
                             "there is no cookie file {path}; is bitcoind running?"
                         )),
                         io::ErrorKind::PermissionDenied => ChainError::Unauthorized {
-                            node: self.config.url.clone(),
+                            node: self.node.clone(),
                         },
                         _ => self.unavailable(format!("{path}: {error}")),
                     }
@@ -258,7 +275,7 @@ impl Rpc {
             return Ok(());
         }
         Err(ChainError::WrongNetwork {
-            node: self.config.url.clone(),
+            node: self.node.clone(),
             expected: self.config.network,
             found: info.chain,
         })
@@ -292,7 +309,7 @@ impl Rpc {
                 match error.downcast_ref::<simple_http::Error>() {
                     Some(simple_http::Error::HttpErrorCode(401 | 403)) => {
                         ChainError::Unauthorized {
-                            node: self.config.url.clone(),
+                            node: self.node.clone(),
                         }
                     }
                     // Whatever else breaks below HTTP, a half answer of a dying node included, is

@@ -402,7 +402,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 4, ..Default::default() })]
 
     #[test]
     fn who_hears_the_events_knows_the_truth_whatever_the_chain_does(
@@ -537,6 +537,28 @@ fn a_gap_is_refused_and_changes_nothing() {
         assert_eq!(watcher.poll_event(), None);
         assert_eq!(watcher.height(), BASE);
     }
+}
+
+#[test]
+fn a_replacement_that_does_not_connect_changes_nothing() {
+    let cast = Cast::new();
+    let mut world = World::new();
+    let mut watcher = cast.watcher();
+    for txdata in [vec![], vec![cast.funding.clone()], vec![]] {
+        for event in world.mine(&txdata, &cast.all()) {
+            watcher.apply(&event).unwrap();
+        }
+    }
+    while watcher.poll_event().is_some() {}
+    let before = watcher.snapshot();
+
+    let stray = ChainEvent::Connected {
+        height: BASE + 2,
+        block: Arc::new(block_on(BlockHash::from_byte_array([7; 32]), 9, vec![])),
+    };
+    assert!(watcher.apply(&stray).is_err());
+    assert_eq!(watcher.snapshot(), before);
+    assert_eq!(watcher.poll_event(), None);
 }
 
 #[test]
