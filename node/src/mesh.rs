@@ -36,6 +36,7 @@ mod outbox;
 mod peers;
 mod reach;
 mod redial;
+mod resolve;
 mod rpc;
 mod stream;
 mod streams;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::address::Address;
+use super::address::{Address, is_dialable};
+use super::resolve::is_named;
 
 /// Port of QUIC (UDP) and TCP unless the operator says otherwise. Fixed, so that a forwarded port
 /// stays forwarded.
@@ -23,8 +24,8 @@ pub struct Config {
     /// Addresses to tell others, for a node behind a forwarded port. Public addresses of the node's
     /// own interfaces are told without being listed here.
     pub announce: Vec<Address>,
-    /// Nodes to find the others through. Each must end in `/p2p/…`, so that nobody can answer in its
-    /// place.
+    /// Nodes to find the others through, by address or name (`/dns/seed.example.org/tcp/6366/p2p/…`).
+    /// Each must end in `/p2p/…`, so that nobody can answer in its place.
     pub bootstrap: Vec<Address>,
     /// Whether addresses in private networks may be dialled and told to others. For testnets and
     /// closed networks; on the internet it lets strangers make this node knock on its neighbours'
@@ -132,7 +133,7 @@ pub struct LimitsConfig {
     pub connections_per_node: u32,
     /// Connections with one host (IPv4 address or IPv6 /64), at once.
     pub connections_per_ip: u32,
-    /// Handshakes others have begun, at once.
+    /// Handshakes others have begun, at once, over QUIC and as many over TCP.
     pub pending_in: u32,
     /// Dials under way, at once.
     pub pending_out: u32,
@@ -140,11 +141,13 @@ pub struct LimitsConfig {
     pub pending_per_ip: u32,
     /// Bytes of memory of the whole process above which no connection is accepted. 0: no limit.
     pub process_memory_bytes: u64,
-    /// Bytes that may be on the way to this node on one stream: the ceiling of a lane's speed is this
-    /// per round trip.
+    /// Bytes that may be on the way to this node on one stream of a QUIC connection: the ceiling of a
+    /// lane's speed is this per round trip. Over TCP a stream starts with 256 KiB and grows as it is
+    /// read.
     pub stream_window_bytes: u32,
-    /// Bytes that may be on the way to this node on one connection, over all its streams. What a
-    /// stranger can make this node hold is this times `connections_in`.
+    /// Bytes that may be on the way to this node on one QUIC connection, over all its streams. What
+    /// strangers can make this node hold is this times `connections_in`; over TCP it is 256 KiB for
+    /// each of 128 streams.
     pub connection_window_bytes: u32,
 }
 
@@ -155,7 +158,7 @@ impl Default for LimitsConfig {
             connections: 256,
             connections_per_node: 4,
             connections_per_ip: 16,
-            pending_in: 64,
+            pending_in: 128,
             pending_out: 32,
             pending_per_ip: 8,
             process_memory_bytes: 512 * 1024 * 1024,
@@ -209,6 +212,14 @@ pub enum ConfigError {
     /// A bootstrap address does not name the node that must answer.
     #[error("bootstrap address {0} must end in /p2p/ and the node's id")]
     BootstrapWithoutNode(Address),
+    /// An address is not of a form that can be dialled.
+    #[error("{list} address {address} is not an IP address or name, then TCP or QUIC")]
+    NotDialable {
+        /// Which list.
+        list: &'static str,
+        /// Which address.
+        address: Address,
+    },
     /// A list is longer than anyone needs.
     #[error("{list} has {length} addresses, more than {MAX_ADDRESSES}")]
     TooManyAddresses {
@@ -256,6 +267,19 @@ impl Config {
             .find(|address| address.node().is_none())
         {
             return Err(ConfigError::BootstrapWithoutNode(address.clone()));
+        }
+        let is_dialable = |address: &&Address| is_dialable(address.multiaddr());
+        let is_named = |address: &&Address| is_named(address.multiaddr());
+        let bad_bootstrap = self
+            .bootstrap
+            .iter()
+            .find(|address| !is_dialable(address) && !is_named(address));
+        let bad_announce = self.announce.iter().find(|address| !is_dialable(address));
+        for (list, bad) in [("bootstrap", bad_bootstrap), ("announce", bad_announce)] {
+            if let Some(address) = bad {
+                let address = address.clone();
+                return Err(ConfigError::NotDialable { list, address });
+            }
         }
         let LimitsConfig {
             connections_in,
@@ -376,6 +400,29 @@ mod tests {
         let node = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
         config.bootstrap = vec![format!("/ip4/192.0.2.1/tcp/1/p2p/{node}").parse().unwrap()];
         assert_eq!(config.check(), Ok(()));
+    }
+
+    #[test]
+    fn addresses_nobody_could_dial_are_refused_by_list() {
+        let node = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
+        let mut config = Config {
+            bootstrap: vec![
+                format!("/dns/seed.example.org/tcp/1/p2p/{node}")
+                    .parse()
+                    .unwrap(),
+            ],
+            ..Config::default()
+        };
+        assert_eq!(config.check(), Ok(()));
+
+        config.announce = vec!["/dns/me.example.org/tcp/1".parse().unwrap()];
+        assert!(matches!(
+            config.check(),
+            Err(ConfigError::NotDialable {
+                list: "announce",
+                ..
+            })
+        ));
     }
 
     #[test]

@@ -39,6 +39,20 @@ pub(crate) enum Denied {
     NotANode,
 }
 
+/// What a handshake comes over. Each has its own places: the source of a QUIC packet can be forged, so
+/// anyone can fill those, and must not fill TCP's with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    Tcp,
+    Quic,
+}
+
+#[derive(Debug)]
+struct Pending {
+    host: Option<IpAddr>,
+    carrier: Carrier,
+}
+
 #[derive(Debug)]
 struct Established {
     peer: PeerId,
@@ -52,7 +66,7 @@ struct Established {
 #[derive(Debug)]
 pub(crate) struct Limits {
     config: LimitsConfig,
-    pending_in: HashMap<ConnectionId, Option<IpAddr>>,
+    pending_in: HashMap<ConnectionId, Pending>,
     pending_out: HashSet<ConnectionId>,
     established: HashMap<ConnectionId, Established>,
     pending_per_ip: HashMap<IpAddr, u32>,
@@ -92,8 +106,10 @@ impl Limits {
         &mut self,
         id: ConnectionId,
         host: Option<IpAddr>,
+        carrier: Carrier,
     ) -> Result<(), Denied> {
-        if self.pending_in.len() >= size(self.config.pending_in) {
+        let same = |pending: &&Pending| pending.carrier == carrier;
+        if self.pending_in.values().filter(same).count() >= size(self.config.pending_in) {
             return Err(Denied::PendingIn);
         }
         if let Some(host) = host
@@ -102,7 +118,7 @@ impl Limits {
             return Err(Denied::PendingPerIp);
         }
         if let Entry::Vacant(place) = self.pending_in.entry(id) {
-            place.insert(host);
+            place.insert(Pending { host, carrier });
             if let Some(host) = host {
                 add(&mut self.pending_per_ip, host);
             }
@@ -122,7 +138,8 @@ impl Limits {
     /// A handshake or dial ended, well or not.
     pub(crate) fn end_pending(&mut self, id: ConnectionId) {
         self.pending_out.remove(&id);
-        if let Some(Some(host)) = self.pending_in.remove(&id) {
+        let pending = self.pending_in.remove(&id);
+        if let Some(host) = pending.and_then(|pending| pending.host) {
             subtract(&mut self.pending_per_ip, &host);
         }
     }
@@ -264,15 +281,24 @@ mod tests {
     fn handshakes_are_limited_in_all_and_per_host() {
         let mut limits = Limits::new(config());
 
-        assert_eq!(limits.begin_in(id(1), host(1)), Ok(()));
-        assert_eq!(limits.begin_in(id(2), host(1)), Ok(()));
-        assert_eq!(limits.begin_in(id(3), host(1)), Err(Denied::PendingPerIp));
-        assert_eq!(limits.begin_in(id(4), host(2)), Ok(()));
-        assert_eq!(limits.begin_in(id(5), host(3)), Ok(()));
-        assert_eq!(limits.begin_in(id(6), host(4)), Err(Denied::PendingIn));
+        assert_eq!(limits.begin_in(id(1), host(1), Carrier::Tcp), Ok(()));
+        assert_eq!(limits.begin_in(id(2), host(1), Carrier::Tcp), Ok(()));
+        assert_eq!(
+            limits.begin_in(id(3), host(1), Carrier::Tcp),
+            Err(Denied::PendingPerIp)
+        );
+        assert_eq!(limits.begin_in(id(4), host(2), Carrier::Tcp), Ok(()));
+        assert_eq!(limits.begin_in(id(5), host(3), Carrier::Tcp), Ok(()));
+        assert_eq!(
+            limits.begin_in(id(6), host(4), Carrier::Tcp),
+            Err(Denied::PendingIn)
+        );
+
+        // The places of one are not those of the other.
+        assert_eq!(limits.begin_in(id(6), host(4), Carrier::Quic), Ok(()));
 
         limits.end_pending(id(1));
-        assert_eq!(limits.begin_in(id(7), host(1)), Ok(()));
+        assert_eq!(limits.begin_in(id(7), host(1), Carrier::Tcp), Ok(()));
     }
 
     #[test]
@@ -360,7 +386,7 @@ mod tests {
             let peers: Vec<_> = (0..4).map(|_| PeerId::random()).collect();
             for (n, what, peer, from) in steps {
                 match what {
-                    0 => drop(limits.begin_in(id(n), host(from))),
+                    0 => drop(limits.begin_in(id(n), host(from), Carrier::Tcp)),
                     1 => drop(limits.begin_out(id(n))),
                     2 => limits.end_pending(id(n)),
                     3 => drop(connect(&mut limits, n, peers[peer], Direction::In, host(from))),

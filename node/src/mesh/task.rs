@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use libp2p::core::transport::ListenerId;
 use libp2p::kad::QueryId;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{self, DialError};
 use libp2p::{Multiaddr, Swarm, identity};
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use bitmesh_market::envelope::Network;
 use bitmesh_market::identity::NodeId;
 
-use super::address::{Address, ip_of, peer_of};
+use super::address::{Address, ip_of, is_dialable, peer_of};
 use super::behaviour::Behaviour;
 use super::config::{Config, ConfigError, millis};
 use super::counters::Counters;
@@ -27,6 +28,7 @@ use super::outbox::Outbox;
 use super::peers::Peers;
 use super::reach::{Reach, Step};
 use super::redial::Redial;
+use super::resolve::{is_named, resolve};
 use super::rpc::{Inbox, Outstanding};
 use super::stream::OpenError;
 use super::streams::Opening;
@@ -94,9 +96,11 @@ pub fn start(
     let node =
         super::address::node_of(&local).ok_or_else(|| internal(&"the seed makes no usable key"))?;
     let counters = Arc::new(Counters::default());
+    let now = Instant::now();
     let rule = Arc::new(DialRule::new(
         config.allow_private_addresses,
         Arc::clone(&counters),
+        now,
     ));
     let transport =
         transport::build(config, &key, Arc::clone(&rule)).map_err(|error| internal(&error))?;
@@ -108,7 +112,7 @@ pub fn start(
         .with_max_negotiating_inbound_streams(MAX_NEGOTIATING)
         .with_smart_dial();
     let mut swarm = Swarm::new(transport, behaviour, local, settings);
-    listen(&mut swarm, &config.listen)?;
+    let listeners = listen(&mut swarm, &config.listen)?;
     for address in &config.announce {
         swarm.add_external_address(address.multiaddr().clone());
     }
@@ -117,14 +121,13 @@ pub fn start(
     let (to_driver, events) = mpsc::channel(EVENTS);
     let dial = millis(config.timeouts.dial_ms);
     let request = millis(config.timeouts.request_ms);
-    let now = Instant::now();
     let mut redial = Redial::new(
         millis(config.timeouts.redial_first_ms),
         millis(config.timeouts.redial_most_ms),
         MAX_PROTECTED,
     );
     for address in &config.bootstrap {
-        rule.except(address.multiaddr());
+        rule.name(address.multiaddr());
         // `check` has seen that each names its node.
         if let Some(bootstrap) = address.node()
             && bootstrap != node
@@ -151,7 +154,10 @@ pub fn start(
         scores: HashMap::new(),
         queries: HashMap::new(),
         observed: Observed::default(),
+        listeners,
+        lost_listeners: Vec::new(),
         listening: Vec::new(),
+        resolving: JoinSet::new(),
         announced: Vec::new(),
         race: dial + Duration::from_secs(5),
         idle,
@@ -171,12 +177,15 @@ pub fn start(
 }
 
 /// Listens on all addresses. A machine without IPv6 is no error as long as something is listened on.
-fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Address]) -> Result<(), StartError> {
+fn listen(
+    swarm: &mut Swarm<Behaviour>,
+    addresses: &[Address],
+) -> Result<HashMap<ListenerId, Address>, StartError> {
     let mut failed = None;
-    let mut listening = false;
+    let mut listeners = HashMap::new();
     for address in addresses {
         match swarm.listen_on(address.multiaddr().clone()) {
-            Ok(_) => listening = true,
+            Ok(id) => drop(listeners.insert(id, address.clone())),
             Err(error) => {
                 let error = StartError::Listen {
                     address: address.clone(),
@@ -191,8 +200,8 @@ fn listen(swarm: &mut Swarm<Behaviour>, addresses: &[Address]) -> Result<(), Sta
         }
     }
     match failed {
-        Some(error) if !listening => Err(error),
-        Some(_) | None => Ok(()),
+        Some(error) if listeners.is_empty() => Err(error),
+        Some(_) | None => Ok(listeners),
     }
 }
 
@@ -244,7 +253,13 @@ struct Task {
     /// At most `MAX_QUERIES`.
     queries: HashMap<QueryId, Query>,
     observed: Observed,
+    /// As configured, by the listener that serves it.
+    listeners: HashMap<ListenerId, Address>,
+    /// As configured, without a listener; tried again at each review.
+    lost_listeners: Vec<Address>,
     listening: Vec<Multiaddr>,
+    /// Names of bootstrap nodes being resolved; at most one of each node.
+    resolving: JoinSet<(NodeId, Vec<Multiaddr>)>,
     announced: Vec<Address>,
     /// How long two nodes dialling each other may overlap.
     race: Duration,
@@ -270,6 +285,11 @@ impl Task {
                     None => break,
                 },
                 event = self.swarm.select_next_some() => self.on_event(event, Instant::now()),
+                Some(resolved) = self.resolving.join_next() => {
+                    if let Ok((node, addresses)) = resolved {
+                        self.on_resolved(node, addresses, Instant::now());
+                    }
+                }
                 () = self.outbox.room(), if self.outbox.has_backlog() => self.outbox.flush(),
                 () = sleep_until(deadline) => self.on_deadline(Instant::now()),
             }
@@ -322,7 +342,7 @@ impl Task {
             self.give_up(node);
         }
         for node in self.redial.due(self.peers.len(), now) {
-            self.want(node, now);
+            self.come_back(node, now);
         }
         if self.provide.is_some_and(|at| at <= now) {
             self.provide = None;
@@ -335,6 +355,7 @@ impl Task {
             self.review = now + REVIEW.min(self.idle);
             self.review_observed(now);
             self.review_idle(now);
+            self.listen_again();
         }
     }
 
@@ -344,7 +365,53 @@ impl Task {
             return;
         }
         let step = self.reach.want(node, now);
+        if step == Step::GiveUp {
+            // Too many at once. Who matters is come back to.
+            self.redial.dial_failed(&node, now);
+        }
         self.take_step(node, step, now);
+    }
+
+    /// Dials a node that matters; one that is known by name is looked up first.
+    fn come_back(&mut self, node: NodeId, now: Instant) {
+        let named: Vec<_> = self
+            .redial
+            .addresses(&node)
+            .iter()
+            .map(Address::multiaddr)
+            .filter(|address| is_named(address))
+            .cloned()
+            .collect();
+        if named.is_empty() {
+            return self.want(node, now);
+        }
+        self.resolving.spawn(async move {
+            let mut addresses = Vec::new();
+            for name in named {
+                addresses.append(&mut resolve(name).await);
+            }
+            (node, addresses)
+        });
+    }
+
+    fn on_resolved(&mut self, node: NodeId, addresses: Vec<Multiaddr>, now: Instant) {
+        for address in &addresses {
+            self.rule.name(address);
+        }
+        self.dial(node, addresses, now);
+    }
+
+    /// Listens again where a listener was lost.
+    fn listen_again(&mut self) {
+        for address in std::mem::take(&mut self.lost_listeners) {
+            match self.swarm.listen_on(address.multiaddr().clone()) {
+                Ok(id) => drop(self.listeners.insert(id, address)),
+                Err(error) => {
+                    tracing::warn!(%address, %error, "still cannot listen");
+                    self.lost_listeners.push(address);
+                }
+            }
+        }
     }
 
     fn take_step(&mut self, node: NodeId, step: Step, now: Instant) {
@@ -359,7 +426,8 @@ impl Task {
     /// Dials a node at the addresses given and all that are known.
     fn dial(&mut self, node: NodeId, mut addresses: Vec<Multiaddr>, now: Instant) {
         let known = self.redial.addresses(&node).iter();
-        addresses.extend(known.map(|address| address.multiaddr().clone()));
+        let known = known.map(Address::multiaddr);
+        addresses.extend(known.filter(|address| is_dialable(address)).cloned());
         let options = DialOpts::peer_id(peer_of(node))
             .condition(PeerCondition::DisconnectedAndNotDialing)
             .addresses(addresses)
@@ -402,9 +470,8 @@ impl Task {
     }
 
     /// Sends what waited for a node's connection.
-    fn send_waiting(&mut self, node: NodeId, now: Instant) {
+    fn send_waiting(&mut self, node: NodeId) {
         let peer = peer_of(node);
-        self.use_peer(&node, now);
         while let Some((number, request)) = self.outstanding.unsent(node) {
             let wire = self.swarm.behaviour_mut().rpc.send_request(&peer, request);
             self.outstanding.sent(number, wire);
@@ -415,7 +482,8 @@ impl Task {
         }
     }
 
-    /// The node is of use: it said something good, or something is wanted of it.
+    /// The node is of use: it said something good, or answered. What it wants itself does not count:
+    /// that would be free for whoever wants to keep a place.
     fn use_peer(&mut self, node: &NodeId, now: Instant) {
         if let Some(peer) = self.peers.get_mut(node) {
             peer.used = now;

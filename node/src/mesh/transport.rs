@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::future::Either;
@@ -16,7 +16,10 @@ use libp2p::core::upgrade::Version;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, identity, noise, quic, tcp, yamux};
 
+use tokio::time::Instant;
+
 use super::address::{is_dialable, is_public};
+use super::bucket::Bucket;
 use super::config::{Config, millis};
 use super::counters::Counters;
 
@@ -24,9 +27,13 @@ use super::counters::Counters;
 /// own protocols some 20.
 const MAX_STREAMS: u32 = 128;
 
-/// Addresses dialled although they are private, because the operator or the local network named
-/// them.
-const MAX_EXCEPTIONS: usize = 256;
+/// Addresses remembered because the operator named them, and as many because the local network did.
+const MAX_NAMED: usize = 256;
+
+/// Dials to addresses that strangers told: a lookup in the hash table makes some ten. A stranger can
+/// tell hundreds of addresses in one answer; this is what it can make this node send into the world.
+const DIAL_BURST: u32 = 128;
+const DIAL_RATE: u32 = 16;
 
 /// Builds the transports, closed to addresses that must not be dialled.
 pub(crate) fn build(
@@ -63,23 +70,35 @@ pub(crate) fn build(
     .boxed())
 }
 
-/// Which addresses may be dialled.
+/// Which addresses may be dialled, and how often.
 ///
 /// Addresses come from everywhere: the hash table, identify, mDNS, the operator. Whatever their way,
 /// each dial passes here.
 #[derive(Debug)]
 pub(crate) struct DialRule {
     allow_private: bool,
-    /// Private addresses named by the operator or the local network, oldest first.
-    exceptions: Mutex<VecDeque<Multiaddr>>,
+    book: Mutex<Book>,
     counters: Arc<Counters>,
 }
 
+#[derive(Debug)]
+struct Book {
+    /// Named by the operator, or dialled before for a session. Oldest first.
+    named: VecDeque<Multiaddr>,
+    /// Private addresses named by the local network. Oldest first.
+    local: VecDeque<Multiaddr>,
+    budget: Bucket,
+}
+
 impl DialRule {
-    pub(crate) fn new(allow_private: bool, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(allow_private: bool, counters: Arc<Counters>, now: Instant) -> Self {
         Self {
             allow_private,
-            exceptions: Mutex::new(VecDeque::new()),
+            book: Mutex::new(Book {
+                named: VecDeque::new(),
+                local: VecDeque::new(),
+                budget: Bucket::new(DIAL_BURST, DIAL_RATE, now),
+            }),
             counters,
         }
     }
@@ -89,39 +108,47 @@ impl DialRule {
         is_public(address) || (self.allow_private && is_dialable(address))
     }
 
-    /// Lets one address be dialled that the operator or the local network named. The oldest such
-    /// address is forgotten beyond [`MAX_EXCEPTIONS`].
-    pub(crate) fn except(&self, address: &Multiaddr) {
-        let address = without_node(address);
-        if self.may_share(&address) {
-            return;
-        }
-        let mut exceptions = self
-            .exceptions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if exceptions.contains(&address) {
-            return;
-        }
-        if exceptions.len() >= MAX_EXCEPTIONS {
-            exceptions.pop_front();
-        }
-        exceptions.push_back(address);
+    /// Lets an address be dialled at any time, whoever else tells it: the operator named it, or a
+    /// session depends on it. The oldest is forgotten beyond [`MAX_NAMED`].
+    pub(crate) fn name(&self, address: &Multiaddr) {
+        remember(&mut self.book().named, address);
     }
 
-    fn may_dial(&self, address: &Multiaddr) -> bool {
-        let may = self.may_share(address)
-            || (is_dialable(address)
-                && self
-                    .exceptions
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .contains(&without_node(address)));
+    /// Lets an address be dialled that the local network named, although it is private.
+    pub(crate) fn name_local(&self, address: &Multiaddr) {
+        if !self.may_share(address) {
+            remember(&mut self.book().local, address);
+        }
+    }
+
+    fn may_dial(&self, address: &Multiaddr, now: Instant) -> bool {
+        let may = is_dialable(address) && {
+            let bare = without_node(address);
+            let mut book = self.book();
+            book.named.contains(&bare)
+                || ((self.may_share(address) || book.local.contains(&bare))
+                    && book.budget.take(1, now))
+        };
         if !may {
             self.counters.addresses_filtered.add_one();
         }
         may
     }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remember(list: &mut VecDeque<Multiaddr>, address: &Multiaddr) {
+    let address = without_node(address);
+    if list.contains(&address) {
+        return;
+    }
+    if list.len() >= MAX_NAMED {
+        list.pop_front();
+    }
+    list.push_back(address);
 }
 
 fn without_node(address: &Multiaddr) -> Multiaddr {
@@ -160,7 +187,7 @@ impl Transport for Guarded {
         address: Multiaddr,
         options: DialOpts,
     ) -> Result<Self::Dial, TransportError<io::Error>> {
-        if self.rule.may_dial(&address) {
+        if self.rule.may_dial(&address, Instant::now()) {
             self.inner.dial(address, options)
         } else {
             Err(TransportError::MultiaddrNotSupported(address))
@@ -179,8 +206,13 @@ impl Transport for Guarded {
 mod tests {
     use super::*;
 
+    fn epoch() -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "a start for virtual time")]
+        Instant::from_std(std::time::Instant::now())
+    }
+
     fn rule(allow_private: bool) -> DialRule {
-        DialRule::new(allow_private, Arc::default())
+        DialRule::new(allow_private, Arc::default(), epoch())
     }
 
     fn addr(text: &str) -> Multiaddr {
@@ -188,44 +220,69 @@ mod tests {
     }
 
     #[test]
-    fn private_addresses_are_dialled_only_if_allowed_or_named_by_the_operator() {
+    fn private_addresses_are_dialled_only_if_allowed_or_named_by_operator_or_local_network() {
         let router = addr("/ip4/192.168.1.1/tcp/80");
         let friend = addr("/ip4/192.168.1.2/tcp/6366");
+        let neighbour = addr("/ip4/192.168.1.3/tcp/6366");
         let public = addr("/ip4/8.8.8.8/tcp/6366");
         let strict = rule(false);
-        strict.except(&friend);
+        let now = epoch();
+        strict.name(&friend);
+        strict.name_local(&neighbour);
 
-        assert!(strict.may_dial(&public));
-        assert!(strict.may_dial(&friend));
-        assert!(!strict.may_dial(&router));
+        assert!(strict.may_dial(&public, now));
+        assert!(strict.may_dial(&friend, now));
+        assert!(strict.may_dial(&neighbour, now));
+        assert!(!strict.may_dial(&router, now));
         assert!(!strict.may_share(&friend));
-        assert!(rule(true).may_dial(&router));
+        assert!(rule(true).may_dial(&router, now));
         assert_eq!(strict.counters.snapshot().addresses_filtered, 1);
     }
 
     #[test]
-    fn an_exception_holds_with_and_without_the_nodes_id() {
+    fn an_address_is_named_with_and_without_the_nodes_id() {
         let node = "/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
         let rule = rule(false);
+        let now = epoch();
 
-        rule.except(&addr(&format!("/ip4/10.0.0.1/tcp/1{node}")));
+        rule.name(&addr(&format!("/ip4/10.0.0.1/tcp/1{node}")));
 
-        assert!(rule.may_dial(&addr("/ip4/10.0.0.1/tcp/1")));
-        assert!(rule.may_dial(&addr(&format!("/ip4/10.0.0.1/tcp/1{node}"))));
-        assert!(!rule.may_dial(&addr("/ip4/10.0.0.1/tcp/2")));
+        assert!(rule.may_dial(&addr("/ip4/10.0.0.1/tcp/1"), now));
+        assert!(rule.may_dial(&addr(&format!("/ip4/10.0.0.1/tcp/1{node}")), now));
+        assert!(!rule.may_dial(&addr("/ip4/10.0.0.1/tcp/2"), now));
     }
 
     #[test]
-    fn exceptions_are_bounded_and_the_oldest_goes_first() {
+    fn the_local_network_cannot_push_out_what_the_operator_named() {
         let rule = rule(false);
+        let now = epoch();
         let nth = |n: usize| addr(&format!("/ip4/10.0.{}.{}/tcp/1", n / 256, n % 256));
+        rule.name(&addr("/ip4/10.9.9.9/tcp/1"));
 
-        for n in 0..=MAX_EXCEPTIONS {
-            rule.except(&nth(n));
+        for n in 0..=MAX_NAMED {
+            rule.name_local(&nth(n));
         }
 
-        assert!(!rule.may_dial(&nth(0)));
-        assert!(rule.may_dial(&nth(1)));
-        assert!(rule.may_dial(&nth(MAX_EXCEPTIONS)));
+        assert!(rule.may_dial(&addr("/ip4/10.9.9.9/tcp/1"), now));
+        assert!(!rule.may_dial(&nth(0), now), "the oldest is forgotten");
+        assert!(rule.may_dial(&nth(1), now));
+        assert!(rule.may_dial(&nth(MAX_NAMED), now));
+    }
+
+    #[test]
+    fn strangers_addresses_are_dialled_at_a_bounded_rate_and_named_ones_always() {
+        let rule = rule(false);
+        let now = epoch();
+        let named = addr("/ip4/9.9.9.9/tcp/1");
+        rule.name(&named);
+
+        let dialled = (1..=2000u16)
+            .filter(|port| rule.may_dial(&addr(&format!("/ip4/8.8.8.8/tcp/{port}")), now))
+            .count();
+
+        assert_eq!(dialled, usize::try_from(DIAL_BURST).unwrap());
+        assert!(rule.may_dial(&named, now));
+        let later = now + std::time::Duration::from_secs(1);
+        assert!(rule.may_dial(&addr("/ip4/8.8.8.8/tcp/1"), later));
     }
 }

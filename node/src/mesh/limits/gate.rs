@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use libp2p::core::transport::PortUse;
 use libp2p::core::{ConnectedPoint, Endpoint};
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, DialFailure, FromSwarm, ListenFailure, NetworkBehaviour,
@@ -18,7 +19,7 @@ use super::super::Direction;
 use super::super::address::{host_of, ip_of, is_relayed, node_of};
 use super::super::config::LimitsConfig;
 use super::super::counters::Counters;
-use super::{Denied, Limits};
+use super::{Carrier, Denied, Limits};
 
 /// Refuses connections above the [`Limits`], and nodes whose key is not ed25519.
 #[derive(Debug)]
@@ -79,10 +80,12 @@ impl NetworkBehaviour for Gate {
     fn handle_pending_inbound_connection(
         &mut self,
         id: ConnectionId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        let result = self.limits.begin_in(id, host(remote));
+        let is_quic = local.iter().any(|part| matches!(part, Protocol::QuicV1));
+        let carrier = if is_quic { Carrier::Quic } else { Carrier::Tcp };
+        let result = self.limits.begin_in(id, host(remote), carrier);
         self.answer(result)
     }
 

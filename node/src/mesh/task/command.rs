@@ -15,7 +15,7 @@ use super::super::{
 };
 use super::{Query, Task};
 use crate::protocol::hello::Hello;
-use crate::protocol::message::{Request, Response};
+use crate::protocol::message::{Refusal, RefusalCode, Request, Response};
 use crate::protocol::topic::{Cell, MAX_GOSSIP_BYTES, Topic};
 
 /// Lookups in the hash table under way at once.
@@ -131,7 +131,7 @@ impl Task {
             return self.respond(id, Err(RequestError::TooMany));
         }
         if self.swarm.is_connected(&peer_of(to)) {
-            self.send_waiting(to, now);
+            self.send_waiting(to);
         } else {
             self.want(to, now);
         }
@@ -140,6 +140,14 @@ impl Task {
     fn answer(&mut self, inbound: InboundId, response: Response) {
         let Some(channel) = self.inbox.take(inbound) else {
             return;
+        };
+        let response = match crate::protocol::codec::encode_response(&response) {
+            Ok(_) => response,
+            Err(error) => {
+                // A fault of this node: the other one need not wait for its timeout.
+                tracing::error!(%error, "response breaks its own rules");
+                Response::Refused(Refusal::new(RefusalCode::Internal, ""))
+            }
         };
         // An error says that the other node has given up.
         let _ = self
@@ -156,7 +164,7 @@ impl Task {
         if node == self.node || self.swarm.is_connected(&peer_of(node)) {
             return;
         }
-        self.rule.except(address.multiaddr());
+        self.rule.name(address.multiaddr());
         self.dial(node, vec![address.multiaddr().clone()], now);
     }
 
@@ -172,6 +180,7 @@ impl Task {
                 behaviour.streams.protect(peer);
                 let dialled = self.peers.get(&node).and_then(|peer| peer.dialled());
                 if let Some(dialled) = dialled {
+                    self.rule.name(dialled.multiaddr());
                     self.redial.connected(&node, Some(dialled));
                 }
             }
@@ -235,12 +244,9 @@ impl Task {
         if to == self.node {
             return opening.finish(Err(OpenError::Unreachable));
         }
-        match streams.open(peer_of(to), opening) {
-            Some(opening) => {
-                self.waiting_streams.entry(to).or_default().push(opening);
-                self.want(to, now);
-            }
-            None => self.use_peer(&to, now),
+        if let Some(opening) = streams.open(peer_of(to), opening) {
+            self.waiting_streams.entry(to).or_default().push(opening);
+            self.want(to, now);
         }
     }
 

@@ -7,6 +7,7 @@ use libp2p::kad::{
     self, GetClosestPeersError, GetProvidersOk, InboundRequest, ProviderRecord, QueryId,
     QueryResult,
 };
+use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, gossipsub, identify, mdns, ping, request_response};
@@ -27,6 +28,10 @@ use crate::protocol::topic::{MAX_GOSSIP_BYTES, Topic};
 
 /// Neighbours above which this node does not connect to more that it merely hears of.
 const ENOUGH_NEIGHBOURS: usize = 32;
+
+/// Addresses the local network may name. It has no bound of its own on what it keeps, so above this
+/// somebody is flooding it and it is turned off.
+const MAX_LOCAL: usize = 2048;
 
 /// Nodes of a cell this node connects to from one lookup.
 const MAX_CONNECT: usize = 8;
@@ -69,9 +74,13 @@ impl Task {
             }
             SwarmEvent::ExpiredListenAddr { address, .. } => self.on_listening_ended(&[address]),
             SwarmEvent::ListenerClosed {
-                addresses, reason, ..
+                listener_id,
+                addresses,
+                reason,
             } => {
                 tracing::warn!(?addresses, ?reason, "stopped listening");
+                self.lost_listeners
+                    .extend(self.listeners.remove(&listener_id));
                 self.on_listening_ended(&addresses);
             }
             SwarmEvent::ListenerError { error, .. } => {
@@ -106,9 +115,14 @@ impl Task {
             self.swarm.close_connection(old);
         }
         let dialled = (direction == Direction::Out).then(|| Address::new(address));
+        if let Some(dialled) = &dialled
+            && self.redial.is_protected(&node)
+        {
+            self.rule.name(dialled.multiaddr());
+        }
         self.redial.connected(&node, dialled);
         self.reach.connected(&node);
-        self.send_waiting(node, now);
+        self.send_waiting(node);
         if let Some(score) = self.scores.get(&node).copied() {
             self.apply_score(node, score);
         }
@@ -214,10 +228,7 @@ impl Task {
         }
         self.greet(from);
         match self.outbox.offer(Event::Stream { from, stream }) {
-            Ok(()) => {
-                self.counters.streams_in.add_one();
-                self.use_peer(&from, now);
-            }
+            Ok(()) => self.counters.streams_in.add_one(),
             Err(event) => {
                 self.counters.streams_overflowed.add_one();
                 if let Event::Stream { stream, .. } = event {
@@ -242,6 +253,7 @@ impl Task {
                         response,
                     } => {
                         self.greet(from);
+                        self.use_peer(&from, now);
                         if let Some(id) = self.outstanding.finished(request_id) {
                             self.respond(id, Ok(response));
                         }
@@ -292,10 +304,7 @@ impl Task {
             request,
         };
         match self.outbox.offer(event) {
-            Ok(()) => {
-                self.counters.requests_in.add_one();
-                self.use_peer(&from, now);
-            }
+            Ok(()) => self.counters.requests_in.add_one(),
             Err(_) => {
                 self.counters.requests_overflowed.add_one();
                 if let Some(channel) = self.inbox.take(inbound) {
@@ -580,6 +589,18 @@ impl Task {
         let mdns::Event::Discovered(found) = event else {
             return;
         };
+        let mdns = &mut self.swarm.behaviour_mut().mdns;
+        let known = mdns
+            .as_ref()
+            .map_or(0, |mdns| mdns.discovered_nodes().len());
+        if known > MAX_LOCAL {
+            tracing::warn!(
+                known,
+                "the local network names too many nodes; not listening to it"
+            );
+            *mdns = Toggle::from(None);
+            return;
+        }
         for (peer, address) in found {
             let wanted = self.peers.len() < ENOUGH_NEIGHBOURS
                 && is_dialable(&address)
@@ -588,7 +609,7 @@ impl Task {
             if !wanted {
                 continue;
             }
-            self.rule.except(&address);
+            self.rule.name_local(&address);
             let options = DialOpts::peer_id(peer)
                 .condition(PeerCondition::DisconnectedAndNotDialing)
                 .addresses(vec![address])

@@ -123,6 +123,18 @@ async fn a_lost_bootstrap_node_is_dialled_again() {
 }
 
 #[tokio::test]
+async fn a_bootstrap_node_may_be_known_by_name() {
+    let bootstrap = Node::start(Over::Tcp).await;
+    let address = bootstrap.address.to_string();
+    let named = address.replace("/ip4/127.0.0.1", "/dns4/localhost");
+    let mut config = config(Over::Tcp);
+    config.bootstrap = vec![named.parse().unwrap()];
+    let mut node = Node::with(&config).await;
+
+    connected(&mut node, bootstrap.id()).await;
+}
+
+#[tokio::test]
 async fn private_addresses_are_neither_told_nor_dialled_unless_allowed() {
     let open = Node::start(Over::Tcp).await;
     assert_eq!(open.inspect().await.announced.len(), 1);

@@ -10,6 +10,14 @@ async fn dial_all(target: &Node, count: usize) -> Vec<Node> {
     dialers
 }
 
+async fn lost(node: &mut Node) -> NodeId {
+    node.until("loss", |event| match event {
+        Event::Disconnected(node) => Some(node),
+        _ => None,
+    })
+    .await
+}
+
 #[tokio::test]
 async fn connections_of_one_host_are_capped() {
     let mut capped = config(Over::Tcp);
@@ -91,20 +99,61 @@ async fn a_connection_nobody_uses_is_closed_and_a_protected_one_is_not() {
     target.tell(Command::Protect(friend.id())).await;
     target.tell(Command::Unprotect(friend.id())).await;
 
-    let gone = target
-        .until("loss", |event| match event {
-            Event::Disconnected(node) => Some(node),
-            _ => None,
-        })
-        .await;
-    assert_eq!(gone, stranger.id());
+    assert_eq!(lost(&mut target).await, stranger.id());
 
     target.tell(Command::Unprotect(friend.id())).await;
-    let gone = target
-        .until("loss", |event| match event {
-            Event::Disconnected(node) => Some(node),
+    assert_eq!(lost(&mut target).await, friend.id());
+}
+
+#[tokio::test]
+async fn a_connection_that_carries_a_session_stream_is_not_idle() {
+    let mut idle = config(Over::Tcp);
+    idle.timeouts.idle_secs = 1;
+    let mut buyer = Node::with(&idle).await;
+    let mut seller = Node::with(&idle).await;
+    let mut stranger = Node::with(&idle).await;
+    buyer.connect(&mut seller).await;
+    stranger.connect(&mut seller).await;
+    let (to, mesh) = (seller.id(), buyer.mesh.clone());
+    let hello = crate::protocol::Hello {
+        lease: [1; 32],
+        index: 0,
+    };
+    let opening = tokio::spawn(async move { mesh.open_stream(to, hello).await });
+    let inbound = seller
+        .until("stream", |event| match event {
+            Event::Stream { stream, .. } => Some(stream),
             _ => None,
         })
         .await;
-    assert_eq!(gone, friend.id());
+    let there = inbound.accept().await.unwrap();
+    let here = opening.await.unwrap().unwrap();
+
+    assert_eq!(lost(&mut seller).await, stranger.id());
+    drop((there, here));
+    assert_eq!(lost(&mut seller).await, buyer.id());
+}
+
+#[tokio::test]
+async fn neighbours_of_no_use_make_room_once_others_may_need_it() {
+    let mut crowded = config(Over::Tcp);
+    crowded.limits.connections_in = 4;
+    crowded.timeouts.idle_secs = 1;
+    let target = Node::with(&crowded).await;
+    target.tell(Command::Subscribe(topic())).await;
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        let node = Node::start(Over::Tcp).await;
+        node.tell(Command::Subscribe(topic())).await;
+        node.tell(Command::Dial(target.address.clone())).await;
+        silent.push(node);
+    }
+
+    // They share a topic, so they may stay while there is room: three of four places.
+    target
+        .stands("full", |snapshot| snapshot.neighbours.len() == 4)
+        .await;
+    target
+        .stands("room for one", |snapshot| snapshot.neighbours.len() == 3)
+        .await;
 }
