@@ -14,26 +14,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use thiserror::Error;
 
 use crate::identity::NodeId;
-use crate::offer::{Offer, SLOTS, Verdict, VerifiedOffer};
+use crate::offer::{SLOTS, VerifiedOffer};
 use crate::time::UnixTime;
 use crate::units::Price;
 
 pub mod ask;
 pub mod bid;
 mod bucket;
+mod outcome;
+mod place;
 mod sync;
 
 pub use ask::{Ask, AskId};
 pub use bid::{Bid, BidId, Misfit, TooManyBidsError, Where};
+pub use outcome::{Change, Inserted, RefusedError};
 pub use sync::Page;
 
 use ask::Facts;
 pub(crate) use ask::Listing;
 use bid::StandingBids;
 use bucket::Bucket;
+use place::{Held, Place, Seller};
 
 /// Places a book holds unless told otherwise: ten times the sellers a busy cell has, in 10 MB.
 pub const DEFAULT_CAPACITY: usize = 10_000;
@@ -90,125 +93,6 @@ struct PriceKey {
     id: AskId,
 }
 
-#[derive(Clone, Debug)]
-struct Seller {
-    lot: Lot,
-    bucket: Bucket,
-    /// At most [`SLOTS`], in no order.
-    places: Vec<Place>,
-}
-
-/// What is known of one slot of one seller.
-#[derive(Clone, Debug)]
-struct Place {
-    slot: u8,
-    /// Statements up to this number are old.
-    seq: u64,
-    /// Until when an older statement could still be in force.
-    kept_until: UnixTime,
-    held: Held,
-}
-
-#[derive(Clone, Debug)]
-enum Held {
-    Ask(Arc<Ask>),
-    Withdrawal {
-        expiry: UnixTime,
-        bytes: Arc<[u8]>,
-    },
-    /// What was stated has expired; only the number is remembered.
-    Nothing,
-}
-
-impl Place {
-    /// When this place has to be looked at next.
-    fn due(&self) -> UnixTime {
-        self.held.expiry().unwrap_or(self.kept_until)
-    }
-}
-
-impl Held {
-    fn expiry(&self) -> Option<UnixTime> {
-        match self {
-            Self::Ask(ask) => Some(ask.expiry()),
-            Self::Withdrawal { expiry, .. } => Some(*expiry),
-            Self::Nothing => None,
-        }
-    }
-
-    fn bytes(&self) -> Option<&Arc<[u8]>> {
-        match self {
-            Self::Ask(ask) => Some(ask.shared_bytes()),
-            Self::Withdrawal { bytes, .. } => Some(bytes),
-            Self::Nothing => None,
-        }
-    }
-}
-
-/// What an insertion did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inserted {
-    /// The place it was put in.
-    pub id: AskId,
-    /// What changed there.
-    pub change: Change,
-    /// Places that had to go for it, to be erased from any store.
-    pub evicted: Vec<AskId>,
-    /// Standing bids that the new ask satisfies, oldest first.
-    pub woken: Vec<BidId>,
-}
-
-/// What changed in a place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Change {
-    /// An ask where there was none.
-    Listed,
-    /// An ask in place of an earlier one.
-    Replaced,
-    /// No ask any more, or none to come from earlier statements.
-    Withdrawn,
-}
-
-/// Why a verified offer was not put in the book. The book is unchanged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum RefusedError {
-    /// It has expired since it was verified.
-    #[error("expired at {expiry}")]
-    Expired {
-        /// When it stopped holding.
-        expiry: UnixTime,
-    },
-    /// A statement with this or a higher number is known.
-    #[error("number {got} is not above {have}, which is known")]
-    Stale {
-        /// The offer's number.
-        got: u64,
-        /// The highest number known for its slot.
-        have: u64,
-    },
-    /// The seller changes its offers too often.
-    #[error("the seller's next change is due at {retry_at}")]
-    TooOften {
-        /// When a change would be taken.
-        retry_at: UnixTime,
-    },
-    /// The book is full of sellers with better lots.
-    #[error("the order book is full")]
-    Full,
-}
-
-impl RefusedError {
-    /// What gossip does with such an offer. None of this is the fault of whoever passed it on.
-    #[must_use]
-    pub const fn verdict(&self) -> Verdict {
-        match self {
-            Self::Expired { .. } | Self::Stale { .. } | Self::TooOften { .. } => Verdict::Ignore,
-            // Good, only not for us: others keep other sellers.
-            Self::Full => Verdict::Accept,
-        }
-    }
-}
-
 impl OrderBook {
     /// Makes an empty book.
     #[must_use]
@@ -256,14 +140,16 @@ impl OrderBook {
                 have: place.seq,
             });
         }
+        let had_ask = place.is_some_and(|place| matches!(place.held, Held::Ask(_)));
         let mut bucket = seller.map_or_else(Bucket::default, |seller| seller.bucket);
-        if !is_own {
+        // Taking an ask back is always heard: listing it has paid for that.
+        let is_free = had_ask && offer.terms.is_none();
+        if !is_own && !is_free {
             bucket
                 .take(now)
                 .map_err(|retry_at| RefusedError::TooOften { retry_at })?;
         }
         let lot = seller.map_or_else(|| self.lot_of(&seller_id), |seller| seller.lot);
-        let had_ask = place.is_some_and(|place| matches!(place.held, Held::Ask(_)));
         let kept_until = place
             .map_or(expiry, |place| place.kept_until.max(expiry))
             // Not before the bucket is full again, or a seller could empty it by expiring.
@@ -275,7 +161,7 @@ impl OrderBook {
 
         self.remove(id);
         let seq = offer.seq;
-        let held = held(id, offer, bytes);
+        let held = Held::of(id, offer, bytes);
         let change = match (&held, had_ask) {
             (Held::Ask(_), true) => Change::Replaced,
             (Held::Ask(_), false) => Change::Listed,
@@ -505,12 +391,6 @@ impl OrderBook {
     }
 }
 
-impl Seller {
-    fn place(&self, slot: u8) -> Option<&Place> {
-        self.places.iter().find(|place| place.slot == slot)
-    }
-}
-
 impl PriceKey {
     fn of(ask: &Ask, lot: Lot) -> Self {
         Self {
@@ -518,14 +398,6 @@ impl PriceKey {
             lot,
             id: ask.id(),
         }
-    }
-}
-
-fn held(id: AskId, offer: Offer, bytes: Arc<[u8]>) -> Held {
-    let expiry = offer.expiry();
-    match offer.terms {
-        Some(terms) => Held::Ask(Arc::new(Ask::new(id, offer.seq, expiry, terms, bytes))),
-        None => Held::Withdrawal { expiry, bytes },
     }
 }
 

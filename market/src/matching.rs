@@ -27,10 +27,6 @@ mod fixed_point;
 
 use fixed_point::{ONE, log2};
 
-/// Sellers asked for a firm quote at once. In simulation fewer lose 7 to 33 points of efficiency,
-/// more gain less than 1.
-pub const ASKED_AT_ONCE: usize = 3;
-
 /// Asks that are ranked: the cheapest that satisfy the bid. Bounds the work of a match. With β = 8
 /// an ask at 1.5 times the lowest price wins 1 race in 26 against one at the lowest; 128 of them
 /// spread buyers over more sellers than the 24 at which the spread was measured.
@@ -42,7 +38,7 @@ const SHARPNESS: i64 = 8;
 /// How likely a seller is to deliver, as this node judges it.
 ///
 /// The mean of a Beta distribution with the prior that a newcomer gets: one success in four.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Success {
     delivered: u32,
     failed: u32,
@@ -77,6 +73,10 @@ pub struct Match {
 }
 
 /// The asks to try for one bid, best first, each from another seller. Never empty.
+///
+/// The negotiation asks the first few for a quote at once
+/// ([`ASKED_PER_ROUND`](crate::negotiation::buyer::ASKED_PER_ROUND)); the others are what it falls
+/// back to, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ranking {
     matches: Vec<Match>,
@@ -87,19 +87,6 @@ impl Ranking {
     #[must_use]
     pub fn matches(&self) -> &[Match] {
         &self.matches
-    }
-
-    /// The ones to ask first, at most [`ASKED_AT_ONCE`].
-    #[must_use]
-    pub fn best(&self) -> &[Match] {
-        let asked = self.matches.len().min(ASKED_AT_ONCE);
-        self.matches.get(..asked).unwrap_or_default()
-    }
-
-    /// The ones to ask when those before them have refused, in order.
-    #[must_use]
-    pub fn fallbacks(&self) -> &[Match] {
-        self.matches.get(ASKED_AT_ONCE..).unwrap_or_default()
     }
 
     /// Takes the matches, best first.
@@ -115,7 +102,7 @@ impl Ranking {
 pub struct NoMatchError {
     /// The lowest price at which something would have matched; `None` if nothing fits at any.
     pub cheapest: Option<Price>,
-    /// Asks that were looked at: all there are.
+    /// Asks of others there are in all.
     pub asks: usize,
 }
 
@@ -152,7 +139,7 @@ pub fn rank(
     if search.found.is_empty() {
         return Err(NoMatchError {
             cheapest: search.cheapest,
-            asks: book.len(),
+            asks: book.len() - book.asks_of(&book.own()).count(),
         });
     }
     let mut matches: Vec<_> = search

@@ -110,7 +110,8 @@ cbor_map! {
         9 => pub tunnels: Tunnels,
         /// What the egress lets through, in short; the quote has the whole policy.
         10 => pub egress: Egress,
-        /// Share of capacity that is free, in fifteenths: a hint, so that full sellers are asked last.
+        /// Share of capacity that is free, in fifteenths, up to [`MAX_FREE`]. A hint for people: ranking
+        /// does not read it, a firm quote tells.
         11 => pub free: u8,
         ;
         /// Country of the egress.
@@ -159,7 +160,8 @@ impl Offer {
 }
 
 impl Terms {
-    /// Checks every field against the bounds named in this module.
+    /// Checks every field against the bounds named in this module. The bounds belong to the version
+    /// of the offer: nodes that disagree about them would punish each other.
     ///
     /// # Errors
     ///

@@ -64,7 +64,7 @@ impl fmt::Display for UnixTime {
         /// 9999-12-31T23:59:59Z, the last moment RFC 3339 can write.
         const LAST: u64 = 253_402_300_799;
         if self.0 > LAST {
-            return write!(f, "@{}", self.0);
+            return f.pad(&format!("@{}", self.0));
         }
         let (days, second) = (self.0 / 86_400, self.0 % 86_400);
         // Civil date from a count of days, years starting in March so that leap days come last.
@@ -83,10 +83,9 @@ impl fmt::Display for UnixTime {
         };
         let year = year_of_era + era * 400 + u64::from(month <= 2);
         let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-        write!(
-            f,
+        f.pad(&format!(
             "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
-        )
+        ))
     }
 }
 

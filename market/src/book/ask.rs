@@ -62,7 +62,7 @@ impl AskId {
 
 impl fmt::Display for AskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.seller, self.slot)
+        f.pad(&format!("{}/{}", self.seller, self.slot))
     }
 }
 

@@ -3,7 +3,8 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::{AskId, Held, OrderBook, Place};
+use super::place::{Held, Place};
+use super::{AskId, OrderBook};
 use crate::identity::NodeId;
 use crate::time::UnixTime;
 

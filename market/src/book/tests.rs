@@ -1,10 +1,11 @@
+use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::envelope::Network;
 use crate::identity::Signer as _;
 use crate::offer::tests::{NOW, offer, signer, terms};
-use crate::offer::{MAX_OFFER_BYTES, Terms};
+use crate::offer::{MAX_OFFER_BYTES, Offer, Terms, Verdict};
 use crate::time::Ttl;
 use crate::units::Bytes;
 
@@ -199,6 +200,23 @@ fn a_seller_has_a_place_per_slot_and_changes_them_at_its_rate() {
 }
 
 #[test]
+fn taking_an_ask_back_is_heard_even_from_a_seller_that_changes_too_often() {
+    let mut book = book(100);
+    for seq in 1..=u64::from(CHANGE_BURST) {
+        book.insert(statement(1, numbered(seq), NOW), NOW).unwrap();
+    }
+    let again = book.insert(statement(1, numbered(9), NOW), NOW);
+    assert!(matches!(again, Err(RefusedError::TooOften { .. })));
+    let withdrawn = book.insert(statement(1, withdrawal(9), NOW), NOW).unwrap();
+    assert_eq!(withdrawn.change, Change::Withdrawn);
+    for next in [withdrawal(10), numbered(10)] {
+        let refused = book.insert(statement(1, next, NOW), NOW);
+        assert!(matches!(refused, Err(RefusedError::TooOften { .. })));
+    }
+    check_invariants(&book);
+}
+
+#[test]
 fn a_seller_cannot_refill_its_bucket_by_expiring() {
     let mut book = book(100);
     let mut taken = 0;
@@ -356,32 +374,52 @@ fn a_cursor_reads_back_and_a_false_one_is_refused() {
 /// What happens to a book, with few sellers and numbers so that they meet.
 #[derive(Clone, Debug)]
 enum Step {
-    Stated {
-        seller: u8,
-        slot: u8,
-        seq: u64,
-        ttl: u32,
-        price: Option<u64>,
-    },
-    Passed {
-        secs: u64,
-    },
+    Stated(Stated),
+    Passed { secs: u64 },
     Expired,
 }
 
+#[derive(Clone, Debug)]
+struct Stated {
+    seller: u8,
+    slot: u8,
+    seq: u64,
+    ttl: u32,
+    price: Option<u64>,
+}
+
+impl Stated {
+    fn by(&self, seller: u8, now: UnixTime) -> VerifiedOffer {
+        let terms = self.price.map(|price| Terms {
+            price: Price::from_msat_per_gb(price),
+            ..terms()
+        });
+        let offer = Offer {
+            slot: self.slot,
+            seq: self.seq,
+            ttl: Ttl::from_secs(self.ttl),
+            terms,
+            ..offer()
+        };
+        statement(seller, offer, now)
+    }
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
-    let stated = (
-        1u8..5,
-        0..SLOTS,
-        0u64..12,
-        30u32..=900,
-        proptest::option::of(0u64..5),
-    );
+    let sellers = prop_oneof![1u8..4, Just(OWN)];
+    let prices = proptest::option::of(0u64..5);
+    let stated = (sellers, 0..SLOTS, 0u64..12, 30u32..=900, prices);
+    let stated = stated.prop_map(|(seller, slot, seq, ttl, price)| {
+        Step::Stated(Stated {
+            seller,
+            slot,
+            seq,
+            ttl,
+            price,
+        })
+    });
     prop_oneof![
-        6 => stated.prop_map(|(seller, slot, seq, ttl, price)| {
-            let seller = if seller == 4 { OWN } else { seller };
-            Step::Stated { seller, slot, seq, ttl, price }
-        }),
+        6 => stated,
         2 => (0u64..400).prop_map(|secs| Step::Passed { secs }),
         1 => Just(Step::Expired),
     ]
@@ -390,28 +428,151 @@ fn any_step() -> impl Strategy<Value = Step> {
 /// A book with no index and no forgetting: a list of all that was ever taken.
 #[derive(Default)]
 struct Model {
-    taken: Vec<(AskId, u64, UnixTime, Option<Price>)>,
+    taken: Vec<Taken>,
+    /// Seconds of credit of each seller, and when they were counted.
     credit: BTreeMap<NodeId, (u64, UnixTime)>,
 }
 
+struct Taken {
+    id: AskId,
+    seq: u64,
+    expiry: UnixTime,
+    is_ask: bool,
+}
+
 impl Model {
-    /// The highest number that must be remembered for a place, and what it stated.
-    fn last(&self, id: AskId) -> Option<&(AskId, u64, UnixTime, Option<Price>)> {
-        self.taken.iter().rfind(|(taken, ..)| *taken == id)
+    fn of(&self, id: AskId) -> impl DoubleEndedIterator<Item = &Taken> {
+        self.taken.iter().filter(move |taken| taken.id == id)
     }
 
-    fn has_credit(&mut self, seller: NodeId, now: UnixTime) -> bool {
-        let full = CHANGE_INTERVAL.as_secs() * u64::from(CHANGE_BURST);
+    fn last(&self, id: AskId) -> Option<&Taken> {
+        self.of(id).next_back()
+    }
+
+    fn live(&self, now: UnixTime) -> BTreeSet<(AskId, u64)> {
+        let ids: BTreeSet<_> = self.taken.iter().map(|taken| taken.id).collect();
+        let last = ids.into_iter().filter_map(|id| self.last(id));
+        last.filter(|taken| taken.is_ask && taken.expiry > now)
+            .map(|taken| (taken.id, taken.seq))
+            .collect()
+    }
+
+    /// Whether the seller may make a change now; takes the credit for it if so.
+    fn takes_credit(&mut self, seller: NodeId, now: UnixTime) -> bool {
+        let price = CHANGE_INTERVAL.as_secs();
+        let full = price * u64::from(CHANGE_BURST);
         let (credit, at) = self.credit.get(&seller).copied().unwrap_or((full, now));
         let credit = full.min(credit + (now.secs() - at.secs()));
-        let has = credit >= CHANGE_INTERVAL.as_secs();
-        let left = if has {
-            credit - CHANGE_INTERVAL.as_secs()
-        } else {
-            credit
-        };
+        let has = credit >= price;
+        let left = if has { credit - price } else { credit };
         self.credit.insert(seller, (left, now));
         has
+    }
+}
+
+/// Lets `steps` happen to a book and to the model, and compares them after each.
+fn compare_with_model(steps: Vec<Step>) {
+    let mut book = book(1_000);
+    let mut model = Model::default();
+    let mut now = NOW;
+    for step in steps {
+        match step {
+            Step::Passed { secs } => now = UnixTime::from_secs(now.secs() + secs),
+            Step::Expired => {
+                book.expire(now);
+                assert!(book.asks().all(|ask| ask.is_live(now)));
+                assert!(book.next_expiry().is_none_or(|next| next > now));
+            }
+            Step::Stated(stated) => {
+                let offer = stated.by(stated.seller, now);
+                let id = AskId::new(offer.seller(), stated.slot);
+                let is_own = stated.seller == OWN;
+                let is_free = is_own || stated.price.is_none() && book.ask(id).is_some();
+                let last = model.last(id).map(|statement| statement.seq);
+                let (seq, expiry, is_ask) =
+                    (stated.seq, offer.offer().expiry(), offer.terms().is_some());
+                match book.insert(offer, now) {
+                    Ok(inserted) => {
+                        assert!(is_free || model.takes_credit(id.seller(), now));
+                        assert_eq!(inserted.id, id);
+                        // A number only comes again once nothing earlier is in force.
+                        if last.is_some_and(|last| seq <= last) {
+                            assert!(model.of(id).all(|earlier| earlier.expiry <= now));
+                        }
+                        model.taken.push(Taken {
+                            id,
+                            seq,
+                            expiry,
+                            is_ask,
+                        });
+                    }
+                    Err(RefusedError::Stale { have, .. }) => {
+                        assert!(seq <= have && last == Some(have));
+                    }
+                    Err(RefusedError::TooOften { .. }) => {
+                        assert!(!is_free && !model.takes_credit(id.seller(), now));
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        check_invariants(&book);
+        let live = book.asks().filter(|ask| ask.is_live(now));
+        let live: BTreeSet<_> = live.map(|ask| (ask.id(), ask.seq())).collect();
+        assert_eq!(live, model.live(now));
+    }
+}
+
+/// Lets many sellers crowd a small book while the clock jumps both ways.
+fn crowd(steps: Vec<(u8, Step)>) {
+    let mut book = book(MIN_CAPACITY);
+    let mut now = NOW;
+    for (other, step) in steps {
+        match step {
+            Step::Passed { secs } if other % 4 == 0 => {
+                now = UnixTime::from_secs(now.secs() - 3 * secs);
+            }
+            Step::Passed { secs } => now = UnixTime::from_secs(now.secs() + secs),
+            Step::Expired => {
+                book.expire(now);
+            }
+            Step::Stated(stated) => {
+                let seller = if stated.seller == OWN { OWN } else { other };
+                let before = book.clone();
+                match book.insert(stated.by(seller, now), now) {
+                    Ok(inserted) => {
+                        let mut evicted = inserted.evicted.iter();
+                        assert!(evicted.all(|gone| book.ask(*gone).is_none()));
+                    }
+                    Err(_) => assert_eq!(format!("{before:?}"), format!("{book:?}")),
+                }
+            }
+        }
+        check_invariants(&book);
+    }
+}
+
+/// Fills a book in this order of sellers and returns who is left, by lot.
+fn survivors(order: &[u8], capacity: usize) -> Vec<(Lot, NodeId)> {
+    let mut book = book(capacity);
+    for seller in order {
+        let _ = book.insert(statement(*seller, offer(), NOW), NOW);
+        check_invariants(&book);
+    }
+    book.by_lot.into_iter().collect()
+}
+
+/// Reads a book page by page.
+fn all_pages(book: &OrderBook, max_bytes: usize) -> Vec<Arc<[u8]>> {
+    let mut cursor = None;
+    let mut paged = Vec::new();
+    loop {
+        let page = book.page(cursor, max_bytes, NOW);
+        let bytes: usize = page.statements.iter().map(|bytes| bytes.len()).sum();
+        assert!(bytes <= max_bytes.max(MAX_OFFER_BYTES));
+        paged.extend(page.statements);
+        let Some(next) = page.next else { return paged };
+        assert!(cursor.replace(next) < Some(next));
     }
 }
 
@@ -419,55 +580,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn the_book_does_what_a_plain_list_does(steps in proptest::collection::vec(any_step(), 0..60)) {
-        let mut book = book(1_000);
-        let mut model = Model::default();
-        let mut now = NOW;
-        let own = signer(OWN).node_id();
-        for step in steps {
-            match step {
-                Step::Passed { secs } => now = UnixTime::from_secs(now.secs() + secs),
-                Step::Expired => {
-                    book.expire(now);
-                    prop_assert!(book.asks().all(|ask| ask.is_live(now)));
-                    prop_assert!(book.next_expiry().is_none_or(|next| next > now));
-                }
-                Step::Stated { seller, slot, seq, ttl, price } => {
-                    let ttl = Ttl::from_secs(ttl);
-                    let terms = price.map(|price| Terms { price: Price::from_msat_per_gb(price), ..terms() });
-                    let offer = statement(seller, Offer { slot, seq, ttl, terms, ..offer() }, now);
-                    let id = id(seller, slot);
-                    let (expiry, price) = (offer.offer().expiry(), offer.terms().map(|t| t.price));
-                    let last = model.last(id).map(|(_, seq, ..)| *seq);
-                    let outcome = book.insert(offer, now);
-                    match outcome {
-                        Ok(inserted) => {
-                            prop_assert!(id.seller() == own || model.has_credit(id.seller(), now));
-                            prop_assert_eq!(inserted.id, id);
-                            // A number may only come again once nothing earlier is in force.
-                            if last.is_some_and(|last| seq <= last) {
-                                prop_assert!(model.taken.iter().all(|(taken, _, expiry, _)| *taken != id || *expiry <= now));
-                            }
-                            model.taken.push((id, seq, expiry, price));
-                        }
-                        Err(RefusedError::Stale { have, .. }) => prop_assert!(seq <= have && last == Some(have)),
-                        Err(RefusedError::TooOften { .. }) => prop_assert!(!model.has_credit(id.seller(), now)),
-                        Err(error) => prop_assert!(false, "{error}"),
-                    }
-                }
-            }
-            check_invariants(&book);
-            let mut live: Vec<_> = book.asks().filter(|ask| ask.is_live(now)).map(|ask| (ask.id(), ask.seq())).collect();
-            live.sort();
-            let mut expected: Vec<_> = model.taken.iter()
-                .filter(|(id, seq, expiry, price)| *expiry > now && price.is_some()
-                    && model.last(*id).is_some_and(|last| last.1 == *seq && last.2 == *expiry))
-                .map(|(id, seq, ..)| (*id, *seq))
-                .collect();
-            expected.sort();
-            expected.dedup();
-            prop_assert_eq!(live, expected);
-        }
+    fn the_book_does_what_a_plain_list_does(steps in vec(any_step(), 0..60)) {
+        compare_with_model(steps);
+    }
+
+    #[test]
+    fn a_small_book_keeps_its_bounds_whatever_comes(
+        steps in vec((1u8..30, any_step()), 0..80),
+    ) {
+        crowd(steps);
     }
 
     #[test]
@@ -475,38 +596,12 @@ proptest! {
         order in Just((1u8..=40).collect::<Vec<_>>()).prop_shuffle(),
         capacity in MIN_CAPACITY..30,
     ) {
-        let mut book = book(capacity);
-        for seller in &order {
-            let _ = book.insert(statement(*seller, offer(), NOW), NOW);
-            check_invariants(&book);
-        }
-        let mut lots: Vec<_> = order.iter().map(|seller| signer(*seller).node_id()).map(|id| (book.lot_of(&id), id)).collect();
+        let book = book(capacity);
+        let sellers = order.iter().map(|seller| signer(*seller).node_id());
+        let mut lots: Vec<_> = sellers.map(|id| (book.lot_of(&id), id)).collect();
         lots.sort();
         lots.truncate(capacity);
-        prop_assert!(book.by_lot.iter().eq(lots.iter()));
-    }
-
-    #[test]
-    fn a_small_book_keeps_its_bounds_whatever_comes(steps in proptest::collection::vec((1u8..30, any_step()), 0..80)) {
-        let mut book = book(MIN_CAPACITY);
-        let mut now = NOW;
-        for (other, step) in steps {
-            match step {
-                Step::Passed { secs } => now = UnixTime::from_secs(now.secs() + secs),
-                Step::Expired => drop(book.expire(now)),
-                Step::Stated { seller, slot, seq, ttl, price } => {
-                    let seller = if seller == OWN { OWN } else { other };
-                    let terms = price.map(|price| Terms { price: Price::from_msat_per_gb(price), ..terms() });
-                    let offer = statement(seller, Offer { slot, seq, ttl: Ttl::from_secs(ttl), terms, ..offer() }, now);
-                    let before = book.clone();
-                    match book.insert(offer, now) {
-                        Ok(inserted) => prop_assert!(inserted.evicted.iter().all(|gone| book.ask(*gone).is_none())),
-                        Err(_) => prop_assert_eq!(format!("{before:?}"), format!("{book:?}")),
-                    }
-                }
-            }
-            check_invariants(&book);
-        }
+        prop_assert_eq!(survivors(&order, capacity), lots);
     }
 
     #[test]
@@ -518,19 +613,7 @@ proptest! {
                 book.insert(statement(seller, Offer { slot, ..offer }, NOW), NOW).unwrap();
             }
         }
-        let mut cursor = None;
-        let mut paged = Vec::new();
-        loop {
-            let page = book.page(cursor, max_bytes, NOW);
-            let bytes: usize = page.statements.iter().map(|bytes| bytes.len()).sum();
-            prop_assert!(bytes <= max_bytes.max(MAX_OFFER_BYTES));
-            paged.extend(page.statements);
-            match page.next {
-                Some(next) => prop_assert!(cursor.replace(next) < Some(next)),
-                None => break,
-            }
-        }
         let all: Vec<_> = book.statements(NOW).map(|(_, bytes)| Arc::clone(bytes)).collect();
-        prop_assert_eq!(paged, all);
+        prop_assert_eq!(all_pages(&book, max_bytes), all);
     }
 }

@@ -36,6 +36,23 @@ fn a_number_without_a_unit_is_refused_with_an_example() {
 }
 
 #[test]
+fn separators_stand_before_each_three_digits_or_it_is_a_slip() {
+    assert_eq!(msat("1 234 567sat"), Msat::from_msat(1_234_567_000));
+    assert_eq!(msat("1\u{202f}234.5 sat"), Msat::from_msat(1_234_500));
+    for slip in [
+        "1 5sat",
+        "1 2345sat",
+        "1234 567sat",
+        "1  234sat",
+        "_123sat",
+        "3.2 50 sat",
+        "1_sat",
+    ] {
+        assert!(slip.parse::<Msat>().is_err(), "{slip}");
+    }
+}
+
+#[test]
 fn sizes_are_decimal_unless_they_say_binary() {
     let bytes = |text: &str| text.parse::<Bytes>().unwrap().get();
     assert_eq!(bytes("2GB"), 2_000_000_000);

@@ -84,12 +84,18 @@ fn parse(
         text: text.to_owned(),
         example,
     };
-    let digits: String = number.chars().filter(|c| !is_grouping(*c)).collect();
-    let (whole, fraction) = digits.split_once('.').unwrap_or((&digits, ""));
-    let has_point = digits.contains('.');
-    if whole.is_empty() || (has_point && fraction.is_empty()) || fraction.contains('.') {
-        return Err(bad_number());
-    }
+    let (whole, fraction) = match number.trim_end().split_once('.') {
+        Some((whole, fraction)) => (whole, Some(fraction)),
+        None => (number.trim_end(), None),
+    };
+    let whole = ungrouped(whole).ok_or_else(bad_number)?;
+    let is_fraction =
+        |digits: &str| !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit());
+    let fraction = match fraction {
+        Some(fraction) if !is_fraction(fraction) => return Err(bad_number()),
+        Some(fraction) => fraction.trim_end_matches('0'),
+        None => "",
+    };
     if unit.is_empty() {
         return Err(ParseUnitError::NoUnit {
             text: text.to_owned(),
@@ -104,7 +110,6 @@ fn parse(
     let too_large = || ParseUnitError::TooLarge {
         text: text.to_owned(),
     };
-    let fraction = fraction.trim_end_matches('0');
     if fraction.len() > MAX_FRACTION_DIGITS {
         return Err(ParseUnitError::TooFine {
             text: text.to_owned(),
@@ -143,6 +148,25 @@ fn parse(
 /// Characters people and programs put between groups of three digits.
 fn is_grouping(c: char) -> bool {
     matches!(c, ' ' | '_' | '\u{a0}' | '\u{2009}' | '\u{202f}')
+}
+
+/// The digits of a whole number; `None` if there are none, or separators stand anywhere but before
+/// each three digits (`1 5` is a slip of the finger, not fifteen).
+fn ungrouped(number: &str) -> Option<String> {
+    let mut groups = number.split(is_grouping);
+    let first = groups.next()?;
+    let is_digits = |group: &str| group.bytes().all(|c| c.is_ascii_digit());
+    let mut digits = first.to_owned();
+    let mut has_groups = false;
+    for group in groups {
+        if group.len() != 3 {
+            return None;
+        }
+        has_groups = true;
+        digits.push_str(group);
+    }
+    let first_is_right = !first.is_empty() && (!has_groups || first.len() <= 3);
+    (first_is_right && is_digits(&digits)).then_some(digits)
 }
 
 fn money_scale(unit: &str) -> Option<Scale> {

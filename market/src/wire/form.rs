@@ -25,8 +25,12 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), FormError> {
     if walk.offset == bytes.len() {
         Ok(())
     } else {
-        Err(walk.wrong(walk.offset, "bytes after the end"))
+        Err(wrong(walk.offset, "bytes after the end"))
     }
+}
+
+const fn wrong(offset: usize, what: &'static str) -> FormError {
+    FormError { offset, what }
 }
 
 struct Walk<'a> {
@@ -35,16 +39,11 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    #[expect(clippy::unused_self, reason = "reads as a statement about this walk")]
-    const fn wrong(&self, offset: usize, what: &'static str) -> FormError {
-        FormError { offset, what }
-    }
-
     /// Walks one item that may hold `depth` more levels.
     fn item(&mut self, depth: usize) -> Result<(), FormError> {
         let start = self.offset;
         let Some(depth) = depth.checked_sub(1) else {
-            return Err(self.wrong(start, "nests too deep"));
+            return Err(wrong(start, "nests too deep"));
         };
         let (major, argument) = self.head()?;
         match major {
@@ -55,7 +54,7 @@ impl Walk<'_> {
                 let text = self.skip(start, argument)?;
                 match std::str::from_utf8(text) {
                     Ok(_) => Ok(()),
-                    Err(_) => Err(self.wrong(start, "text that is not UTF-8")),
+                    Err(_) => Err(wrong(start, "text that is not UTF-8")),
                 }
             }
             4 => {
@@ -66,11 +65,11 @@ impl Walk<'_> {
                 Ok(())
             }
             5 => self.map(start, argument, depth),
-            6 => Err(self.wrong(start, "a tag")),
+            6 => Err(wrong(start, "a tag")),
             _ => match argument {
                 // false, true, null
                 20..=22 => Ok(()),
-                _ => Err(self.wrong(start, "a float or unknown simple value")),
+                _ => Err(wrong(start, "a float or unknown simple value")),
             },
         }
     }
@@ -85,7 +84,7 @@ impl Walk<'_> {
             if let Some(previous) = previous
                 && self.span(previous).cmp(self.span(key)) != Ordering::Less
             {
-                return Err(self.wrong(key_start, "a map key out of order or twice"));
+                return Err(wrong(key_start, "a map key out of order or twice"));
             }
             previous = Some(key);
             self.item(depth)?;
@@ -108,21 +107,24 @@ impl Walk<'_> {
             25 => (self.big_endian(start, 2)?, 1 << 8),
             26 => (self.big_endian(start, 4)?, 1 << 16),
             27 => (self.big_endian(start, 8)?, 1 << 32),
-            28..=30 => return Err(self.wrong(start, "a reserved length")),
-            _ => return Err(self.wrong(start, "an indefinite length")),
+            28..=30 => return Err(wrong(start, "a reserved length")),
+            _ => return Err(wrong(start, "an indefinite length")),
         };
         if major == 7 {
-            return Err(self.wrong(start, "a float or unknown simple value"));
+            return Err(wrong(start, "a float or unknown simple value"));
         }
         if argument < least {
-            return Err(self.wrong(start, "an integer or length that is not the shortest"));
+            return Err(wrong(
+                start,
+                "an integer or length that is not the shortest",
+            ));
         }
         Ok((major, argument))
     }
 
     fn byte(&mut self, start: usize) -> Result<u8, FormError> {
         let Some(byte) = self.bytes.get(self.offset) else {
-            return Err(self.wrong(start, "the end came too early"));
+            return Err(wrong(start, "the end came too early"));
         };
         self.offset += 1;
         Ok(*byte)
@@ -141,7 +143,7 @@ impl Walk<'_> {
         let left = self.bytes.len() - self.offset;
         match usize::try_from(items) {
             Ok(items) if items <= left => Ok(items),
-            _ => Err(self.wrong(start, "the end came too early")),
+            _ => Err(wrong(start, "the end came too early")),
         }
     }
 

@@ -39,13 +39,11 @@ impl Unknown {
         self.0.is_empty()
     }
 
-    #[doc(hidden)]
-    pub fn entries(&self) -> impl Iterator<Item = &(u64, Value)> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &(u64, Value)> {
         self.0.iter()
     }
 
-    #[doc(hidden)]
-    pub fn push(&mut self, key: u64, value: Value) {
+    pub(crate) fn push(&mut self, key: u64, value: Value) {
         self.0.push((key, value));
     }
 }
