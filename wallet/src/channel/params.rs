@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use bitcoin::secp256k1::XOnlyPublicKey;
-use bitcoin::{Amount, BlockHash, Network, OutPoint, Script, Transaction, TxOut, constants};
+use bitcoin::{
+    Amount, BlockHash, Network, OutPoint, Script, Transaction, TxOut, Weight, constants,
+};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::deadline::{BlockHeight, Margins};
 use super::exposure::ExposureTable;
-use super::message::{Accept, MAX_FUNDING_BYTES, Open, RefusalCode};
+use super::message::{Accept, Open, RefusalCode};
 use super::script::Scripts;
 use super::tx;
 use super::{ChannelId, PartyId, ProposalId, TrancheIndex};
@@ -308,10 +310,8 @@ impl Contract {
         if tx.version != tx::VERSION {
             return Err(FundingError::Version { got: tx.version.0 });
         }
-        if tx.total_size() > MAX_FUNDING_BYTES {
-            return Err(FundingError::TooLong {
-                got: tx.total_size(),
-            });
+        if tx.weight() > tx::MAX_WEIGHT {
+            return Err(FundingError::TooHeavy { got: tx.weight() });
         }
         let is_signed = |input: &bitcoin::TxIn| !input.witness.is_empty();
         if tx.input.is_empty() || !tx.input.iter().all(is_signed) {
@@ -350,11 +350,11 @@ pub enum FundingError {
         /// Its version.
         got: i32,
     },
-    /// Longer than a version 3 transaction may be.
-    #[error("funding has {got} bytes, at most {MAX_FUNDING_BYTES} allowed")]
-    TooLong {
-        /// Its size in bytes.
-        got: usize,
+    /// Heavier than a version 3 transaction may be.
+    #[error("funding weighs {got}, at most {} is relayed", tx::MAX_WEIGHT)]
+    TooHeavy {
+        /// Its weight.
+        got: Weight,
     },
     /// An input has no witness: unsigned, or of a kind whose signature others can change, and the
     /// transaction's id with it.

@@ -31,7 +31,8 @@ pub enum Input {
     Received(Message),
     /// The payer can be reached again: it is told where things stand.
     Reconnected,
-    /// The chain's best block is at this height. Feed it at the start and with every block.
+    /// The chain's best block is at this height. Feed it once the chain source has caught up, and
+    /// then with every block: the first after a restart decides whether to close at once.
     TipChanged(BlockHeight),
     /// The funding is in our own mempool. Feed it again when one of the facts changes.
     FundingSeen(Sighting),

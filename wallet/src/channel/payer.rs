@@ -41,12 +41,16 @@ pub enum Input {
     },
     /// The wallet cannot make it. The channel is abandoned.
     FundingFailed,
+    /// The channel is no longer wanted, or the payee's answer is not acceptable. Refused once it
+    /// is funded: then the money comes back by the payee's close or by the refund.
+    AbandonAsked,
     /// At least `total` is to be paid on this channel, over its whole life, in sat.
     Pay {
         /// The running total.
         total: Amount,
     },
-    /// The chain's best block is at this height. Feed it at the start and with every block.
+    /// The chain's best block is at this height. Feed it once the chain source has caught up, and
+    /// then with every block.
     TipChanged(BlockHeight),
     /// Our funding is in the mempool, or has this many confirmations (0 for the mempool).
     FundingDepth {
@@ -198,6 +202,9 @@ pub enum Error {
     /// The refund cannot be made.
     #[error(transparent)]
     Refund(#[from] RefundError),
+    /// The channel is funded and cannot be abandoned.
+    #[error("the channel is funded")]
+    Funded,
     /// Nothing was asked of the wallet.
     #[error("no funding was asked for")]
     NotFunding,

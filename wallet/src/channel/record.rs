@@ -8,6 +8,8 @@
 //! On disk a record is one canonical CBOR array, `[proposal, kind, …]`, inside a journal entry of
 //! kind [`JOURNAL_KIND`].
 
+use std::collections::BTreeSet;
+
 use bitcoin::secp256k1::schnorr::Signature;
 use bitcoin::{Amount, Transaction, Txid, consensus, hashes::Hash};
 use serde_bytes::{ByteArray, ByteBuf};
@@ -333,6 +335,39 @@ impl Record {
             _ => None,
         }
     }
+}
+
+/// Drops the records that later ones have made superfluous, keeping the order of the rest: all but
+/// the last running total of each channel, all but the last close or refund, and those too once the
+/// channel has ended. Machines and [`Ledger`](crate::ledger::Ledger) come out the same.
+///
+/// A channel writes one record for every voucher, so the journal grows with use; write back what
+/// remains with [`Journal::replace`](crate::store::Journal::replace).
+pub fn compact(records: Vec<Record>) -> Vec<Record> {
+    let mut superseded = BTreeSet::new();
+    let mut kept: Vec<Record> = records
+        .into_iter()
+        .rev()
+        .filter(|record| {
+            let id = record.proposal;
+            match record.fact {
+                Fact::Promised { tranche, .. } | Fact::Held { tranche, .. } => {
+                    superseded.insert((id, Some(tranche)))
+                }
+                Fact::Closing { .. } | Fact::Refunding { .. } => superseded.insert((id, None)),
+                Fact::Settled(_) | Fact::Abandoned => {
+                    superseded.insert((id, None));
+                    true
+                }
+                Fact::Proposed { .. }
+                | Fact::Accepted { .. }
+                | Fact::Agreed { .. }
+                | Fact::Funded { .. } => true,
+            }
+        })
+        .collect();
+    kept.reverse();
+    kept
 }
 
 fn raw(tx: &Transaction) -> ByteBuf {

@@ -29,6 +29,9 @@ pub const VERSION: Version = Version(3);
 /// Sequence of the one input: replaceable, and not final, so that lock times bind.
 pub const SEQUENCE: Sequence = Sequence::ENABLE_RBF_NO_LOCKTIME;
 
+/// Most a version 3 transaction may weigh to be relayed: 10,000 virtual bytes.
+pub const MAX_WEIGHT: Weight = Weight::from_wu(40_000);
+
 /// Least value of a pay-to-taproot output that nodes relay.
 pub const DUST_P2TR: Amount = Amount::from_sat(330);
 

@@ -259,6 +259,14 @@ fn funding_of_version_2_unsigned_or_malleable_is_refused() {
     });
     assert_eq!(refused(tx), Error::Funding(FundingError::Unsigned));
 
+    // More inputs than a version 3 transaction can have and be relayed.
+    let mut tx = good.clone();
+    tx.input = vec![good.input[0].clone(); 250];
+    assert!(matches!(
+        refused(tx),
+        Error::Funding(FundingError::TooHeavy { .. })
+    ));
+
     assert!(fund(good, 1).is_ok());
 }
 

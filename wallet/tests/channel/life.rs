@@ -909,3 +909,65 @@ fn records_of_another_channel_or_key_do_not_restore() {
         Err(payer::RestoreError::Record { index: 1 })
     );
 }
+
+#[test]
+fn a_proposal_can_be_given_up_until_it_is_funded() {
+    use payer::{Error, Input};
+    let mut payer = payer(epoch());
+    payer.handle(Input::AbandonAsked, epoch()).unwrap();
+    assert_eq!(payer.stage(), payer::Stage::Abandoned);
+
+    let mut payer = funded_payer(0);
+    assert_eq!(
+        payer.handle(Input::AbandonAsked, epoch()),
+        Err(Error::Funded)
+    );
+    assert_eq!(payer.stage(), payer::Stage::Funded);
+}
+
+#[test]
+fn a_proposal_that_was_never_answered_ends_before_its_expiry() {
+    let mut payer = payer(epoch());
+    drain_payer(&mut payer);
+    let tip = BlockHeight::new(EXPIRY.get() - 288);
+
+    payer
+        .handle(payer::Input::TipChanged(tip), epoch())
+        .unwrap();
+
+    assert_eq!(payer.stage(), payer::Stage::Abandoned);
+    assert_eq!(payer.poll_timeout(), None);
+}
+
+#[test]
+fn a_refusal_that_overtook_the_funding_does_not_keep_it_from_being_sent_again() {
+    use bitmesh_wallet::channel::message::{RefusalCode, Refused};
+    let now = epoch();
+    let mut payer = payer(now);
+    payer
+        .handle(
+            payer::Input::Received(Message::Accept(accept(&open()))),
+            now,
+        )
+        .unwrap();
+    let tx = Box::new(funding_tx(contract().scripts().output(), CAPACITY));
+    payer
+        .handle(payer::Input::FundingSigned { tx, fee: sat(154) }, now)
+        .unwrap();
+    drain_payer(&mut payer);
+    let subject = *contract().id().as_bytes();
+    let refused = Message::Refused(Refused {
+        subject,
+        code: RefusalCode::Unknown,
+    });
+    payer.handle(payer::Input::Received(refused), now).unwrap();
+    drain_payer(&mut payer);
+
+    payer.handle_timeout(payer.poll_timeout().unwrap());
+
+    let outputs = drain_payer(&mut payer);
+    assert!(
+        matches!(outputs[..], [payer::Output::Send(Message::Funding(_))]),
+        "{outputs:?}"
+    );
+}

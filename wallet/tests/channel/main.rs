@@ -7,6 +7,7 @@ mod bip341;
 mod books;
 mod fixture;
 mod hostile;
+mod laws;
 mod life;
 mod pair;
 mod vectors;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use bitcoin::{Amount, Transaction};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
-use bitmesh_wallet::channel::message::Message;
+use bitmesh_wallet::channel::message::{Message, RefusalCode, Refused};
 use bitmesh_wallet::channel::params::{PayeePolicy, PayerPolicy, Tranche};
 use bitmesh_wallet::channel::payee::{self, Payee, Sighting};
 use bitmesh_wallet::channel::payer::{self, Payer};
-use bitmesh_wallet::channel::record::{Fact, Record};
+use bitmesh_wallet::channel::record::{Fact, Record, compact};
 use bitmesh_wallet::channel::tx;
+use bitmesh_wallet::ledger::Ledger;
 
 use crate::fixture::*;
 
@@ -237,7 +238,7 @@ impl World {
     /// Everything not yet performed is lost; what was written down remains.
     fn crash_payer(&mut self) {
         self.crashes += 1;
-        let log = self.payer_log.clone();
+        let log = self.after_restart(&self.payer_log.clone());
         let policy = PayerPolicy::default();
         self.payer = Payer::restore(log, keypair(PAYER), policy, self.now).unwrap();
         assert_eq!(self.payer.promised(), self.promised());
@@ -251,12 +252,24 @@ impl World {
             true => None,
             false => {
                 let policy = PayeePolicy::default();
-                let log = self.payee_log.clone();
+                let log = self.after_restart(&self.payee_log.clone());
                 Some(Payee::restore(log, keypair(PAYEE), policy).unwrap())
             }
         };
         self.check_best_voucher();
         self.tell_chain_to_payee();
+    }
+
+    /// What is read back: the log, or what is left of it once the journal is compacted.
+    fn after_restart(&mut self, log: &[Record]) -> Vec<Record> {
+        let books = |log: &[Record]| Ledger::from_records(log).unwrap().totals();
+        let small = compact(log.to_vec());
+        assert_eq!(books(&small), books(log));
+        assert!(books(log).adds_up());
+        match self.dice.one_in(2) {
+            true => small,
+            false => log.to_vec(),
+        }
     }
 
     fn promised(&self) -> Amount {
@@ -374,8 +387,26 @@ impl World {
                 self.payee = Some(payee);
                 self.drain_payee();
             }
-            (To::Payee, message) => self.tell_payee(payee::Input::Received(message)),
+            (To::Payee, message) => self.refer(message),
         }
+    }
+
+    /// Tells the payee, and the payer if that refuses, as a node would.
+    fn refer(&mut self, message: Message) {
+        let subject = message.subject();
+        let input = payee::Input::Received(message);
+        let code = match &mut self.payee {
+            None => Some(RefusalCode::Unknown),
+            Some(payee) => payee
+                .handle(input, self.now)
+                .err()
+                .and_then(|error| error.refusal()),
+        };
+        if let Some(code) = code {
+            let refused = Message::Refused(Refused { subject, code });
+            self.network.push((To::Payer, refused.to_bytes()));
+        }
+        self.drain_payee();
     }
 
     fn sleep(&mut self, seconds: u64) {

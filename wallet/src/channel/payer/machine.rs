@@ -12,7 +12,7 @@ use bitcoin::{Amount, FeeRate, Transaction};
 
 use super::{Error, Event, Input, Output, PayError, Proposal, RefundError};
 use crate::channel::deadline::{BlockHeight, Phase};
-use crate::channel::message::{Accept, Depth, Kind, Message, Open, Refused};
+use crate::channel::message::{Accept, Depth, Kind, Message, Open, RefusalCode, Refused};
 use crate::channel::params::{Contract, FINAL_DEPTH, PayerPolicy, genesis};
 use crate::channel::record::{Fact, Record};
 use crate::channel::tx;
@@ -99,6 +99,14 @@ impl Payer {
                     Ok(())
                 }
                 _ => Err(Error::NotFunding),
+            },
+            Input::AbandonAsked => match self.state {
+                State::Proposed | State::Negotiated(_) => {
+                    self.abandon();
+                    Ok(())
+                }
+                State::Funded(_) | State::Settled { .. } => Err(Error::Funded),
+                State::Abandoned => Ok(()),
             },
             Input::Pay { total } => self.pay(total, now).map_err(Error::from),
             Input::TipChanged(tip) => {
@@ -228,8 +236,11 @@ impl Payer {
 
     fn depth(&mut self, depth: Depth, now: Instant) -> Result<(), Error> {
         let unexpected = Error::Unexpected { kind: Kind::Depth };
-        let State::Funded(funded) = &mut self.state else {
-            return Err(unexpected);
+        let funded = match &mut self.state {
+            State::Funded(funded) => funded,
+            // Said before the end was known to both.
+            State::Settled { contract, .. } if depth.channel == contract.id() => return Ok(()),
+            _ => return Err(unexpected),
         };
         if depth.channel != funded.contract.id() || depth.tranche != funded.tranche.index() {
             return Err(unexpected);
@@ -285,8 +296,15 @@ impl Payer {
                 Ok(())
             }
             State::Funded(funded) if refused.subject == *funded.contract.id().as_bytes() => {
-                self.resend = Resend::default();
+                // Messages can overtake one another, so only a close is taken as the last word;
+                // after any other refusal what is pending is sent again in its time.
+                if code == RefusalCode::Closing {
+                    self.resend = Resend::default();
+                }
                 self.notify(Event::Refused { code });
+                Ok(())
+            }
+            State::Settled { contract, .. } if refused.subject == *contract.id().as_bytes() => {
                 Ok(())
             }
             _ => Err(unexpected),
@@ -341,8 +359,13 @@ impl Payer {
     fn tip_changed(&mut self, tip: BlockHeight) {
         self.tip = Some(tip);
         let phase = self.phase();
-        let State::Funded(funded) = &mut self.state else {
-            return;
+        let funded = match &mut self.state {
+            State::Funded(funded) => funded,
+            State::Proposed | State::Negotiated(_) if phase >= Some(Phase::Stop) => {
+                return self.abandon();
+            }
+            State::Proposed | State::Negotiated(_) => return,
+            State::Settled { .. } | State::Abandoned => return,
         };
         if phase >= Some(Phase::Stop) && !funded.has_stopped {
             funded.has_stopped = true;
