@@ -28,7 +28,7 @@ use bitmesh_market::envelope::Network;
 use bitmesh_market::identity::{Ed25519Signer, NodeId};
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::negotiation;
-use bitmesh_market::session::Reading;
+use bitmesh_market::session::{CloseReason, Reading};
 use bitmesh_market::time::UnixTime;
 use bitmesh_wallet::chain::watch::Watcher;
 use bitmesh_wallet::chain::{BlockId, Tip};
@@ -68,6 +68,9 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// How long sessions may take to sign their last receipts when the node stops.
 const STOPPING: Duration = Duration::from_secs(5);
+
+/// What the transport gets to send what was said last: a withdrawal, a countersignature.
+const FAREWELL: Duration = Duration::from_millis(150);
 
 /// What wakes the driver, from tasks of the shell.
 #[derive(Debug)]
@@ -321,19 +324,29 @@ impl Driver {
         }
     }
 
-    /// Closes what is open, as far as peers help, and withdraws what was offered.
+    /// Withdraws what was offered and closes what is open, as far as peers help. Whoever is not
+    /// reached in time keeps its last receipt, which is as good.
     async fn stop(&mut self, inboxes: &mut Inboxes) {
+        self.selling.phase = selling::Phase::Stopped;
         self.withdraw_offer();
-        // Sessions are not closed: leases outlive a restart, and both sides hold the last receipt.
-        // What is paid and not used stays credit.
-        let until = tokio::time::Instant::now() + STOPPING;
-        while !self.closing.is_empty() && tokio::time::Instant::now() < until {
-            self.drain();
-            let Ok(Some(wake)) = tokio::time::timeout_at(until, inboxes.wakes.recv()).await else {
-                break;
-            };
-            self.woken(wake);
+        for id in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.close_session(id, CloseReason::Shutdown);
         }
+        let until = tokio::time::Instant::now() + STOPPING;
+        while !self.sessions.is_empty() && !self.broken {
+            self.drain();
+            let deadline = tokio::time::Instant::from_std(self.deadline());
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(until) => break,
+                () = tokio::time::sleep_until(deadline) => self.timed_out(),
+                Some(wake) = inboxes.wakes.recv() => self.woken(wake),
+                Some(event) = inboxes.mesh.recv() => self.mesh_event(event),
+                else => break,
+            }
+        }
+        // The last words are in the streams' buffers, and the streams end with the process.
+        tokio::time::sleep(FAREWELL).await;
         if let Err(error) = self.wallet.persist() {
             warn!(%error, "the wallet's cache was not written; it will be read from the chain");
         }
@@ -365,7 +378,10 @@ impl Driver {
         let id = RequestId(self.next_request);
         self.next_request = self.next_request.wrapping_add(1);
         self.asked.insert(id, about);
-        self.mesh_do(mesh::Command::Request { id, to, request });
+        let command = mesh::Command::Request { id, to, request };
+        if self.mesh.try_send(command).is_err() {
+            self.response(id, Err(mesh::RequestError::TooMany));
+        }
     }
 
     fn chain_do(&self, command: ChainCommand) {

@@ -207,12 +207,21 @@ impl Payments {
                     .map_err(|error| error.to_string())?;
                 self.next_payee_key = self.next_payee_key.max(index.saturating_add(1));
                 self.index(Some(machine.channel()), proposal);
-                // What was served for is known from the leases; what is credited follows the chain.
-                let held = machine.held();
+                // What is settled counts; what is not counts again once the chain shows its funding.
+                let counts = match machine.stage() {
+                    payee::Stage::Settled => machine.held(),
+                    payee::Stage::Accepted
+                    | payee::Stage::Seen
+                    | payee::Stage::Confirming
+                    | payee::Stage::Open
+                    | payee::Stage::Conflicted
+                    | payee::Stage::Closing
+                    | payee::Stage::Abandoned => machine.credited(),
+                };
                 let mut channel = Channel::new(machine, buyer);
                 channel.funding = funding;
                 self.payees.insert(proposal, channel);
-                use_channel(&mut self.sold, buyer, proposal, held);
+                use_channel(&mut self.sold, buyer, proposal, counts);
                 self.drain_payee(proposal, now);
             }
             other => return Err(format!("the records of a channel begin with {other:?}")),
@@ -385,6 +394,12 @@ impl Payments {
         }
     }
 
+    /// Buyer: of this pair's credit, the seller recognises only `carried` in a lease that begins now.
+    pub(crate) fn credit_recognised(&mut self, seller: NodeId, carried: Msat) {
+        let pair = self.bought.entry(seller).or_default();
+        pair.account.write_off_above(carried);
+    }
+
     /// A lease of this pair is carried out from now on. At most one at a time.
     pub(crate) fn lease_begun(&mut self, role: Role, peer: NodeId, lease: LeaseId) {
         let pair = self.pairs(role).entry(peer).or_default();
@@ -542,8 +557,9 @@ impl Payments {
             return;
         }
         let fail = |failure| Output::PayFailed { lease, failure };
-        let (Some(channel), Some(sat)) = (pair.channel, pair.account.channel_total_for(total))
-        else {
+        let channel = pair.channel;
+        let sat = channel.and_then(|channel| pair.account.channel_total_for(channel, total));
+        let (Some(channel), Some(sat)) = (channel, sat) else {
             self.answer(seller, fail(PayFailure::ChannelLost));
             return;
         };
@@ -638,10 +654,8 @@ fn use_channel(
     total: Amount,
 ) {
     let pair = pairs.entry(peer).or_default();
-    if pair.channel.replace(channel).is_some() {
-        pair.account.on_channel_replaced();
-    }
-    pair.account.on_channel_total(total.to_sat());
+    pair.channel = Some(channel);
+    pair.account.on_channel_total(channel, total.to_sat());
 }
 
 fn room(capacity: Amount, used: Amount) -> Msat {

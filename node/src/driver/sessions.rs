@@ -318,6 +318,10 @@ impl Drop for Session {
 impl Driver {
     /// Begins the session of a lease that both have signed. The lease is durable when this returns.
     pub(super) fn begin_session(&mut self, lease: Lease, role: Role) -> std::io::Result<()> {
+        if role == Role::Payer {
+            let (seller, carried) = (lease.seller(), lease.carried());
+            self.payments.credit_recognised(seller, carried);
+        }
         let record = LeaseRecord::new(role, &lease);
         self.persist(Kind::Lease, &record.to_bytes());
         let (at, now) = (self.clock.unix(), self.clock.now());

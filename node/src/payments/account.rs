@@ -4,59 +4,72 @@
 //! place where one is turned into the other: what is owed is rounded up to the next satoshi, and the
 //! rest, like the first payment of a new channel, stays as credit for the pair's next bytes.
 
+use std::collections::BTreeMap;
+
 use bitmesh_market::units::Msat;
+use bitmesh_wallet::channel::ProposalId;
 
 /// The running account between a buyer and a seller. Both sides keep one and reach the same figures.
 ///
-/// Invariant: `paid` never falls except when a funding turns out to be worthless, and `billed` never
-/// falls at all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A channel's total may fall back where funding turns out to be worthless, or is not known to be
+/// worth anything yet after a restart; `billed` never falls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Account {
-    /// Paid through channels that are no longer used, in sat.
-    settled_sat: u64,
-    /// The running total of the channel in use, in sat.
-    channel_sat: u64,
-    /// Billed by the leases that are over.
+    /// The running total of each channel the pair has ever had, in sat: what the buyer signed for,
+    /// or what the seller recognises of it.
+    channels: BTreeMap<ProposalId, u64>,
+    /// Billed by the leases that are over, and what was written off.
     billed: Msat,
 }
 
 impl Account {
     /// What has been paid in all.
-    pub(crate) fn paid(self) -> Msat {
-        let sat = self.settled_sat.saturating_add(self.channel_sat);
+    pub(crate) fn paid(&self) -> Msat {
+        let sat = self
+            .channels
+            .values()
+            .fold(0, |sum: u64, total| sum.saturating_add(*total));
         Msat::from_sat(sat).unwrap_or(Msat::MAX)
     }
 
-    /// What has been paid and not used: the credit a next lease begins with, and what
-    /// `Input::Paid` tells a session that has just begun.
-    pub(crate) fn credit(self) -> Msat {
+    /// What has been paid and not used by leases that are over: the credit a next lease begins with,
+    /// and what the session being carried out has been paid so far.
+    pub(crate) fn credit(&self) -> Msat {
         self.paid().saturating_sub(self.billed)
     }
 
-    /// The running total, in sat, that the channel in use must reach for a session to have paid
+    /// The running total, in sat, that `channel` must reach for a session to have been paid
     /// `session_total`, credit included.
     ///
     /// Returns `None` if the sum does not fit, which no honest session asks for.
-    pub(crate) fn channel_total_for(self, session_total: Msat) -> Option<u64> {
+    pub(crate) fn channel_total_for(
+        &self,
+        channel: ProposalId,
+        session_total: Msat,
+    ) -> Option<u64> {
         let owed = self.billed.checked_add(session_total)?.sat_ceil();
-        Some(owed.saturating_sub(self.settled_sat))
+        let others = self.channels.iter().filter(|(other, _)| **other != channel);
+        let others = others.fold(0, |sum: u64, (_, total)| sum.saturating_add(*total));
+        Some(owed.saturating_sub(others))
     }
 
-    /// The channel in use has paid `total_sat` in all. A seller passes what it recognises, which may
-    /// be less than what the voucher says while the funding is young.
-    pub(crate) fn on_channel_total(&mut self, total_sat: u64) {
-        self.channel_sat = total_sat;
-    }
-
-    /// Another channel takes over, with nothing paid on it yet.
-    pub(crate) fn on_channel_replaced(&mut self) {
-        self.settled_sat = self.settled_sat.saturating_add(self.channel_sat);
-        self.channel_sat = 0;
+    /// A channel has paid `total_sat` in all. A seller passes what it recognises, which may be less
+    /// than what the voucher says while the funding is young.
+    pub(crate) fn on_channel_total(&mut self, channel: ProposalId, total_sat: u64) {
+        self.channels.insert(channel, total_sat);
     }
 
     /// A lease is over, having billed `billed`.
     pub(crate) fn on_lease_over(&mut self, billed: Msat) {
         self.billed = self.billed.saturating_add(billed);
+    }
+
+    /// Buyer: the seller recognises only `credit` of what this side believes to have. Arguing is of
+    /// no use; the difference is given up before the lease is begun.
+    pub(crate) fn write_off_above(&mut self, credit: Msat) {
+        self.billed = self
+            .billed
+            .saturating_add(self.credit().saturating_sub(credit));
     }
 }
 
@@ -66,47 +79,81 @@ mod tests {
 
     use super::*;
 
+    const FIRST: ProposalId = ProposalId::from_bytes([1; 32]);
+    const SECOND: ProposalId = ProposalId::from_bytes([2; 32]);
+
     #[test]
     fn a_payment_is_rounded_up_once_and_the_rest_is_credit() {
         let mut account = Account::default();
 
-        let total = account.channel_total_for(Msat::from_msat(1_500)).unwrap();
-        account.on_channel_total(total);
+        let total = account
+            .channel_total_for(FIRST, Msat::from_msat(1_500))
+            .unwrap();
+        account.on_channel_total(FIRST, total);
 
         assert_eq!(total, 2);
         account.on_lease_over(Msat::from_msat(1_500));
         assert_eq!(account.credit(), Msat::from_msat(500));
         // The next lease's first 500 msat are paid already.
-        assert_eq!(account.channel_total_for(Msat::from_msat(500)), Some(2));
-        assert_eq!(account.channel_total_for(Msat::from_msat(501)), Some(3));
+        assert_eq!(
+            account.channel_total_for(FIRST, Msat::from_msat(500)),
+            Some(2)
+        );
+        assert_eq!(
+            account.channel_total_for(FIRST, Msat::from_msat(501)),
+            Some(3)
+        );
     }
 
     #[test]
     fn credit_outlives_the_channel_it_was_paid_through() {
         let mut account = Account::default();
-        account.on_channel_total(740);
+        account.on_channel_total(FIRST, 740);
+
         account.on_lease_over(Msat::from_msat(100_000));
 
-        account.on_channel_replaced();
-
         assert_eq!(account.credit(), Msat::from_msat(640_000));
-        assert_eq!(account.channel_total_for(Msat::from_msat(640_000)), Some(0));
-        assert_eq!(account.channel_total_for(Msat::from_msat(641_000)), Some(1));
+        assert_eq!(
+            account.channel_total_for(SECOND, Msat::from_msat(640_000)),
+            Some(0)
+        );
+        assert_eq!(
+            account.channel_total_for(SECOND, Msat::from_msat(641_000)),
+            Some(1)
+        );
+    }
+
+    #[test]
+    fn what_the_seller_does_not_recognise_is_written_off_and_paid_again() {
+        let mut account = Account::default();
+        account.on_channel_total(FIRST, 10);
+
+        account.write_off_above(Msat::from_msat(4_000));
+
+        assert_eq!(account.credit(), Msat::from_msat(4_000));
+        assert_eq!(
+            account.channel_total_for(FIRST, Msat::from_msat(5_000)),
+            Some(11)
+        );
+        account.write_off_above(Msat::MAX);
+        assert_eq!(account.credit(), Msat::from_msat(4_000));
     }
 
     proptest! {
         #[test]
         fn paying_what_was_asked_for_covers_it_and_overshoots_by_less_than_a_satoshi(
             billed in 0_u64..1 << 50,
-            settled in 0_u64..1 << 40,
+            earlier in 0_u64..1 << 40,
             wanted in 0_u64..1 << 50,
         ) {
-            let mut account = Account { settled_sat: settled, channel_sat: 0, billed: Msat::from_msat(billed) };
+            let mut account = Account::default();
+            account.on_channel_total(FIRST, earlier);
+            account.on_lease_over(Msat::from_msat(billed));
 
-            let total = account.channel_total_for(Msat::from_msat(wanted)).unwrap();
-            account.on_channel_total(total);
+            let total = account.channel_total_for(SECOND, Msat::from_msat(wanted)).unwrap();
+            account.on_channel_total(SECOND, total);
 
-            prop_assert!(account.credit() >= Msat::from_msat(wanted) || total == 0 && settled * 1_000 >= billed + wanted);
+            prop_assert!(account.paid().msat() >= billed + wanted);
             if total > 0 {
                 prop_assert!(account.paid().msat() - (billed + wanted) < 1_000);
             }

@@ -20,8 +20,8 @@ impl Payments {
             && pair.channel == Some(proposal)
             && held > credited
         {
-            let mut account = pair.account;
-            account.on_channel_total(held.to_sat());
+            let mut account = pair.account.clone();
+            account.on_channel_total(proposal, held.to_sat());
             self.outputs.push_back(Output::Deferred {
                 lease,
                 total: account.credit(),
@@ -86,9 +86,9 @@ impl Payments {
             .is_some_and(|pair| pair.channel == Some(proposal));
         match event {
             payer::Event::Negotiated { channel, .. } => self.index(Some(channel), proposal),
-            payer::Event::Paid { total } | payer::Event::CaughtUp { total } if is_in_use => {
+            payer::Event::Paid { total } | payer::Event::CaughtUp { total } => {
                 let pair = self.bought.entry(seller).or_default();
-                pair.account.on_channel_total(total.to_sat());
+                pair.account.on_channel_total(proposal, total.to_sat());
                 let credit = pair.account.credit();
                 if let (Some(lease), Some(wanted)) = (pair.lease, pair.wanted)
                     && credit >= wanted
@@ -116,9 +116,7 @@ impl Payments {
                     self.outputs.push_back(Output::ChannelEnding { lease });
                 }
             }
-            payer::Event::Paid { .. }
-            | payer::Event::CaughtUp { .. }
-            | payer::Event::Funded { .. }
+            payer::Event::Funded { .. }
             | payer::Event::LimitChanged { .. }
             | payer::Event::Refused { .. }
             | payer::Event::FundingDropped
@@ -191,12 +189,20 @@ impl Payments {
             .get(&buyer)
             .is_some_and(|pair| pair.channel == Some(proposal));
         match event {
-            payee::Event::Credited { total } if is_in_use => {
+            payee::Event::Credited { total } => {
                 let pair = self.sold.entry(buyer).or_default();
-                pair.account.on_channel_total(total.to_sat());
+                pair.account.on_channel_total(proposal, total.to_sat());
                 if let Some(lease) = pair.lease {
                     let total = pair.account.credit();
                     self.outputs.push_back(Output::Paid { lease, total });
+                }
+            }
+            payee::Event::Abandoned => {
+                // Double-spent for good, or never funded: nothing was paid on it.
+                let pair = self.sold.entry(buyer).or_default();
+                pair.account.on_channel_total(proposal, 0);
+                if let Some(lease) = pair.lease.filter(|_| is_in_use) {
+                    self.outputs.push_back(Output::ChannelEnding { lease });
                 }
             }
             payee::Event::ZeroConfDue { want } => {
@@ -223,7 +229,6 @@ impl Payments {
             | payee::Event::ServiceStopped
             | payee::Event::Closing { .. }
             | payee::Event::Ending { .. }
-            | payee::Event::Abandoned
                 if is_in_use =>
             {
                 let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
@@ -231,15 +236,13 @@ impl Payments {
                     self.outputs.push_back(Output::ChannelEnding { lease });
                 }
             }
-            payee::Event::Credited { .. }
-            | payee::Event::Funded { .. }
+            payee::Event::Funded { .. }
             | payee::Event::LimitChanged { .. }
             | payee::Event::FundingLost
             | payee::Event::ServiceStopped
             | payee::Event::Closing { .. }
             | payee::Event::Ending { .. }
-            | payee::Event::Settled(_)
-            | payee::Event::Abandoned => {}
+            | payee::Event::Settled(_) => {}
         }
         self.outputs.push_back(Output::Changed(proposal));
     }

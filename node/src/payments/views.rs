@@ -206,7 +206,9 @@ impl Payments {
             return false;
         };
         let channel = pair.channel.and_then(|channel| self.payers.get(&channel));
-        let total = pair.account.channel_total_for(cost);
+        let total = pair
+            .channel
+            .and_then(|channel| pair.account.channel_total_for(channel, cost));
         channel
             .zip(total)
             .is_some_and(|(channel, total)| total <= channel.machine.open().capacity.to_sat())

@@ -23,6 +23,10 @@ impl Driver {
     pub(in crate::driver) fn drain_session(&mut self, id: LeaseId) {
         let mut ended = None;
         loop {
+            if self.broken {
+                // What could not be written is not spoken of.
+                return;
+            }
             let Some(session) = self.sessions.get_mut(&id) else {
                 return;
             };
