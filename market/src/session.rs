@@ -192,8 +192,8 @@ pub enum Signatures {
 /// What to do. Perform in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Attach the flows, counting on from this reading. Once for every attach, before its limits.
-    /// A meter that has been kept is raised to the reading, never lowered.
+    /// Attach the flows to a meter that counts on from exactly this reading. Once for every attach,
+    /// before its limits.
     Start(Reading),
     /// Let the meter's total go up to this, not beyond. May be below the total: then nothing flows.
     SetLimit(Bytes),

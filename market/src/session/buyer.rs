@@ -390,8 +390,12 @@ impl Buyer {
             }
             Phase::Closing { step, .. } => {
                 self.link = Link::Attached;
-                if *step == Step::Confirmed {
-                    *step = Step::Confirming;
+                if *step != Step::Stopping {
+                    *step = Step::Settling;
+                }
+                // There is no greeting any more that would tell whether the last voucher arrived.
+                if self.payment == Payment::Idle && self.credit.paid() > self.lease.carried() {
+                    self.pay(self.credit.paid());
                 }
             }
             Phase::Closed(_) => {}
@@ -404,7 +408,7 @@ impl Buyer {
     }
 
     fn on_reading(&mut self, reading: Reading) {
-        self.reading = self.reading.raised_to(reading);
+        self.reading = self.reading.later(reading);
     }
 
     fn on_paid(&mut self, total: Msat) {
@@ -514,7 +518,7 @@ impl Buyer {
         {
             self.persist(Fact::Signed(*receipt));
             self.receipts.note_signed(*receipt);
-            self.reading = self.reading.raised_to(receipt.reading);
+            self.reading = self.reading.later(receipt.reading);
         }
     }
 
@@ -529,10 +533,13 @@ impl Buyer {
         }
     }
 
+    /// One wish at a time: until the seller has answered, the same one is repeated and another refused.
     fn on_extend(&mut self, quota: Bytes, now: Instant) {
-        let last = self.wished.map_or(self.agreed.seq, |wish| wish.seq);
-        let is_possible = quota > self.credit.quota() && quota <= self.lease.max_quota();
-        let (Phase::Open, true, Some(seq)) = (self.phase, is_possible, last.checked_add(1)) else {
+        let is_possible = matches!(self.phase, Phase::Open)
+            && quota > self.credit.quota()
+            && quota <= self.lease.max_quota()
+            && self.wished.is_none_or(|wish| wish.quota == quota);
+        let Some(seq) = self.agreed.seq.checked_add(1).filter(|_| is_possible) else {
             return self.notify(Event::NotExtended { quota });
         };
         let wish = Extension { seq, quota };

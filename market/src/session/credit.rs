@@ -130,3 +130,6 @@ impl Credit {
         Bytes::new((self.window.get() / 4).max(1))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,12 +41,13 @@ impl Reading {
         self.up.saturating_add(self.down)
     }
 
-    /// The higher of the two totals in each direction.
+    /// Of two readings of one meter, the later one: that with the higher total.
     #[must_use]
-    pub fn raised_to(self, other: Self) -> Self {
-        Self {
-            up: self.up.max(other.up),
-            down: self.down.max(other.down),
+    pub fn later(self, other: Self) -> Self {
+        if other.total() > self.total() {
+            other
+        } else {
+            self
         }
     }
 
@@ -114,10 +115,22 @@ mod tests {
     }
 
     #[test]
-    fn directions_are_raised_and_compared_each_on_its_own() {
-        assert_eq!(reading(1, 9).raised_to(reading(5, 2)), reading(5, 9));
+    fn the_later_of_two_readings_has_the_higher_total() {
+        assert_eq!(reading(1, 9).later(reading(5, 2)), reading(1, 9));
+        assert_eq!(reading(1, 9).later(reading(5, 6)), reading(5, 6));
+    }
+
+    #[test]
+    fn a_reading_covers_another_if_neither_direction_is_behind() {
         assert!(reading(5, 9).covers(reading(5, 2)));
         assert!(!reading(5, 9).covers(reading(6, 0)));
+    }
+
+    #[test]
+    fn a_reading_is_cut_down_on_the_down_side_first() {
+        assert_eq!(reading(5, 9).capped(Bytes::new(20)), reading(5, 9));
+        assert_eq!(reading(5, 9).capped(Bytes::new(8)), reading(5, 3));
+        assert_eq!(reading(5, 9).capped(Bytes::new(4)), reading(4, 0));
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Seller {
                 Fact::Receipted(Receipted { message, own }) => {
                     let message = seller.stored(&message)?;
                     if let Some(receipt) = message.content().body.buyer_receipt().copied() {
-                        seller.own = seller.own.raised_to(own);
+                        seller.own = seller.own.later(own);
                         seller.held = Some(Held { receipt, message });
                     }
                 }
@@ -262,7 +262,7 @@ impl Seller {
             Input::Attached => self.link = self.link.opened(now, self.patience.detached),
             Input::Detached => self.on_detached(now),
             Input::Metered(reading) | Input::Stopped(reading) => {
-                self.own = self.own.raised_to(reading);
+                self.own = self.own.later(reading);
             }
             Input::Paid { total } => self.credit.on_paid(total),
             Input::Deferred { total } => self.deferred = self.deferred.max(total),
@@ -365,7 +365,7 @@ impl Seller {
             return self.send(Body::Leave(reason));
         }
         if let Some(held) = &self.held {
-            self.own = self.own.raised_to(held.receipt.reading);
+            self.own = self.own.later(held.receipt.reading);
         }
         // Whatever holds delivery back is said anew, for the buyer that has just come.
         self.told = Some(PauseReason::Detached);
