@@ -107,8 +107,8 @@ pub enum CloseReason {
 pub enum PayFailure {
     /// For now: the machine asks again after [`Patience::pay_retry`].
     Passing,
-    /// The channel has no room for this total. What is paid for is still used, then the session closes
-    /// with [`CloseReason::BudgetSpent`].
+    /// The channel has no room for this total. What is paid for is still used, nothing beyond it, and
+    /// then the session closes with [`CloseReason::BudgetSpent`].
     CapacitySpent,
     /// The channel is gone: the session closes with [`CloseReason::ChannelLost`].
     ChannelLost,
@@ -131,6 +131,8 @@ pub enum Fault {
     NeverSigned,
     /// An extension that was not asked for.
     NeverAsked,
+    /// More receipts or wishes than a session has use for.
+    TooOften,
 }
 
 /// What the people and the books on this side should know.

@@ -2,7 +2,6 @@
 //! which a later version must still read.
 //!
 //! What is signed is in `vectors.rs`.
-#![expect(clippy::unwrap_used, reason = "a test says what is wrong by failing")]
 
 use bitmesh_market::envelope::{Content, Network, Signed};
 use bitmesh_market::identity::Ed25519Signer;

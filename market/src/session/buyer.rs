@@ -6,19 +6,21 @@ use std::time::Instant;
 use serde_bytes::ByteBuf;
 
 use super::credit::Credit;
-use super::message::{Body, Extension, Final, Message, SignedMessage, Standing};
+use super::message::{Body, Extension, Message, SignedMessage, Standing};
 use super::meter::{Gate, Reading};
-use super::record::{Closed, Fact, Record, RestoreError};
+use super::record::{Fact, Record};
 use super::{
     CloseReason, Ending, Event, Fault, Link, MAX_FAULTS, Output, Patience, PauseReason, PayFailure,
     Receipt, Signatures, Why, deadline,
 };
-use crate::envelope::Signed;
 use crate::lease::Lease;
 use crate::time::UnixTime;
 use crate::units::{Bytes, Msat};
 
+mod closing;
+mod paying;
 mod receipts;
+mod restore;
 
 use receipts::Receipts;
 
@@ -145,76 +147,6 @@ impl Buyer {
             lease,
             patience,
         }
-    }
-
-    /// Takes a session up again from its records, in the order they were written. It stands where it
-    /// stood, detached: what the meter counted after the last receipt is forgotten, within a window,
-    /// in the buyer's favour.
-    ///
-    /// Tell it what is paid before `Attached`: that is in the channel's journal, not in these records.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`RestoreError`] if the records are not this lease's or do not hold.
-    pub fn restore(
-        lease: Lease,
-        records: impl IntoIterator<Item = Record>,
-        patience: Patience,
-        at: UnixTime,
-        now: Instant,
-    ) -> Result<Self, RestoreError> {
-        let mut buyer = Self::open(lease, patience, at, now);
-        let mut closing = None;
-        for record in records {
-            if record.lease != buyer.lease.id() {
-                return Err(RestoreError::WrongLease(record.lease));
-            }
-            match record.fact {
-                Fact::Signed(receipt) => buyer.receipts.note_signed(receipt),
-                Fact::Countersigned(bytes) => {
-                    if let Body::Countersigned(receipt) = buyer.stored(&bytes)? {
-                        buyer.receipts.note_countersigned(receipt);
-                    }
-                }
-                Fact::ExtensionAsked(extension) => buyer.wished = Some(extension),
-                Fact::Extended(bytes) => {
-                    if let Body::Extended(extension) = buyer.stored(&bytes)? {
-                        buyer.agree(extension);
-                    }
-                }
-                Fact::Closing(reason) => closing = Some(reason),
-                Fact::Closed(closed) => {
-                    buyer.phase = Phase::Closed(Ending {
-                        reason: closed.reason,
-                        receipt: closed.receipt,
-                        signatures: closed.signatures,
-                    });
-                }
-                Fact::Receipted(_) => return Err(RestoreError::WrongRole),
-            }
-        }
-        buyer.reading = buyer
-            .receipts
-            .signed()
-            .map_or(Reading::ZERO, |receipt| receipt.reading);
-        if let (Phase::Open, Some(reason)) = (buyer.phase, closing) {
-            buyer.phase = Phase::Closing {
-                reason,
-                step: Step::Settling,
-                until: deadline(now, patience.close),
-            };
-        }
-        Ok(buyer)
-    }
-
-    /// A message of the seller from the journal.
-    fn stored(&self, bytes: &[u8]) -> Result<Body, RestoreError> {
-        let message: SignedMessage = Signed::verify(bytes, self.lease.network())
-            .map_err(|error| RestoreError::BadMessage(error.to_string()))?;
-        if message.signer() != self.lease.seller() || message.content().lease != self.lease.id() {
-            return Err(RestoreError::BadMessage("not the seller's word".to_owned()));
-        }
-        Ok(message.into_content().body)
     }
 
     /// The lease being carried out.
@@ -428,7 +360,10 @@ impl Buyer {
                     again: deadline(now, self.patience.pay_retry),
                 };
             }
-            PayFailure::CapacitySpent => self.payment = Payment::Spent,
+            PayFailure::CapacitySpent => {
+                self.payment = Payment::Spent;
+                self.credit.end();
+            }
             PayFailure::ChannelLost => {
                 self.payment = Payment::Spent;
                 self.begin_close(CloseReason::ChannelLost, now);
@@ -584,28 +519,6 @@ impl Buyer {
         }
     }
 
-    /// The seller has ended it, by our final receipt or by the last one it holds.
-    fn on_closed(&mut self, end: &Final) {
-        let reason = match self.phase {
-            Phase::Open => {
-                self.outputs.push_back(Output::Stop);
-                end.reason
-            }
-            Phase::Closing { reason, .. } => reason,
-            Phase::Closed(_) => return,
-        };
-        match end
-            .receipt
-            .filter(|receipt| self.receipts.has_signed(receipt))
-        {
-            Some(receipt) => self.finish(reason, Some(receipt), Signatures::Both),
-            None => {
-                let receipt = self.receipts.signed();
-                self.finish(reason, receipt, Signatures::OneSided);
-            }
-        }
-    }
-
     fn update(&mut self, now: Instant) {
         if self.faults >= MAX_FAULTS {
             self.begin_close(CloseReason::Violation, now);
@@ -641,80 +554,6 @@ impl Buyer {
         self.tell();
     }
 
-    fn pay_if_due(&mut self) {
-        if self.payment != Payment::Idle {
-            return;
-        }
-        let used = self.reading.total();
-        let asked_for = match self.held {
-            Some(PauseReason::Unpaid) => self.credit.top_up(used),
-            _ => None,
-        };
-        if let Some(total) = self.credit.due(used).or(asked_for) {
-            self.pay(total);
-        }
-    }
-
-    fn pay(&mut self, total: Msat) {
-        self.payment = Payment::Asked { total };
-        self.outputs.push_back(Output::Pay { total });
-    }
-
-    fn next_receipt_at(&self) -> Bytes {
-        let signed = self
-            .receipts
-            .signed()
-            .map_or(Bytes::ZERO, |receipt| receipt.reading.total());
-        signed.saturating_add(self.credit.receipt_step())
-    }
-
-    fn sign_if_due(&mut self, now: Instant) {
-        let total = self.reading.total();
-        let is_stopped =
-            total >= self.credit.buyer_limit() || self.held == Some(PauseReason::AwaitingReceipt);
-        let has_news = self
-            .receipts
-            .signed()
-            .is_none_or(|receipt| receipt.reading != self.payable());
-        let is_due = total >= self.next_receipt_at() || (is_stopped && has_news);
-        if is_due && has_news && self.receipts.has_room() {
-            let receipt = self.sign();
-            self.receipts.on_sent(receipt, now, self.patience);
-            self.send(Body::Receipt(receipt));
-        }
-    }
-
-    /// What this side signs for: its meter, and never more than the quota.
-    fn payable(&self) -> Reading {
-        self.reading.capped(self.credit.quota())
-    }
-
-    /// The receipt for this moment; a new one, durable, if the last one does not say the same.
-    fn sign(&mut self) -> Receipt {
-        let reading = self.payable();
-        let paid = self.credit.paid();
-        let last = self.receipts.signed();
-        if let Some(last) = last
-            && last.reading == reading
-            && last.paid == paid
-        {
-            return last;
-        }
-        let receipt = Receipt {
-            // At a receipt per byte the number would last longer than the largest quota.
-            seq: last.map_or(0, |last| last.seq).saturating_add(1),
-            reading,
-            billed: self
-                .credit
-                .cost(reading.total())
-                .expect("a quote is only taken up if its whole quota has a cost"),
-            paid,
-        };
-        self.persist(Fact::Signed(receipt));
-        self.receipts.note_signed(receipt);
-        receipt
-    }
-
     fn standing(&self) -> Option<PauseReason> {
         let total = self.reading.total();
         match (self.link, self.held) {
@@ -736,88 +575,6 @@ impl Buyer {
         }
         self.told = standing;
         self.notify(standing.map_or(Event::Resumed, Event::Paused));
-    }
-
-    fn begin_close(&mut self, reason: CloseReason, now: Instant) {
-        if !matches!(self.phase, Phase::Open) {
-            return;
-        }
-        self.told = None;
-        self.phase = Phase::Closing {
-            reason,
-            step: Step::Stopping,
-            until: deadline(now, self.patience.close),
-        };
-        self.persist(Fact::Closing(reason));
-        self.outputs.push_back(Output::Stop);
-    }
-
-    fn advance_close(&mut self, now: Instant) {
-        let Phase::Closing {
-            reason,
-            step,
-            until,
-        } = self.phase
-        else {
-            return;
-        };
-        let is_reachable = !matches!(self.link, Link::Detached { .. });
-        let step = match step {
-            Step::Stopping | Step::Confirmed => return,
-            Step::Settling => {
-                if is_reachable && self.has_to_settle() {
-                    return;
-                }
-                Step::Confirming
-            }
-            Step::Confirming => Step::Confirming,
-        };
-        let (step, until) = if is_reachable {
-            let receipt = self.sign();
-            self.send(Body::Close(Final {
-                reason,
-                receipt: Some(receipt),
-            }));
-            (Step::Confirmed, deadline(now, self.patience.close))
-        } else {
-            (step, until)
-        };
-        self.phase = Phase::Closing {
-            reason,
-            step,
-            until,
-        };
-    }
-
-    /// Whether a payment is under way; starts the one that is owed.
-    fn has_to_settle(&mut self) -> bool {
-        match self.payment {
-            Payment::Asked { .. } => true,
-            Payment::Failed { .. } | Payment::Spent => false,
-            Payment::Idle => match self.credit.owed(self.payable().total()) {
-                Some(total) => {
-                    self.pay(total);
-                    true
-                }
-                None => false,
-            },
-        }
-    }
-
-    fn finish(&mut self, reason: CloseReason, receipt: Option<Receipt>, signatures: Signatures) {
-        let ending = Ending {
-            reason,
-            receipt,
-            signatures,
-        };
-        self.told = None;
-        self.phase = Phase::Closed(ending);
-        self.persist(Fact::Closed(Closed {
-            reason,
-            signatures,
-            receipt,
-        }));
-        self.notify(Event::Closed(ending));
     }
 
     fn fault(&mut self, fault: Fault) {

@@ -23,6 +23,8 @@ pub(super) struct Credit {
     /// What the first payment brings the total to, at least.
     first: Msat,
     paid: Msat,
+    /// Nothing more can be paid, so nothing more is owed: only what is paid for is used.
+    has_ended: bool,
 }
 
 impl Credit {
@@ -35,6 +37,7 @@ impl Credit {
             quota: lease.quota(),
             first: carried.saturating_add(lease.min_first()),
             paid: carried,
+            has_ended: false,
         }
     }
 
@@ -49,6 +52,11 @@ impl Credit {
     /// Follows an extension that both have signed. The caller has checked it against the lease.
     pub(super) fn extend(&mut self, quota: Bytes) {
         self.quota = self.quota.max(quota);
+    }
+
+    /// Nothing more can be paid: a buyer uses no more than it has paid for from here on.
+    pub(super) fn end(&mut self) {
+        self.has_ended = true;
     }
 
     /// Takes note of a running total. An older one changes nothing.
@@ -68,8 +76,8 @@ impl Credit {
     /// How far the buyer's meter may run: what is paid for, and a window more if it pays afterwards.
     pub(super) fn buyer_limit(&self) -> Bytes {
         let credit = match self.mode {
-            Mode::Prepaid => self.paid_for(),
-            Mode::Postpaid => self.paid_for().saturating_add(self.window),
+            Mode::Postpaid if !self.has_ended => self.paid_for().saturating_add(self.window),
+            Mode::Prepaid | Mode::Postpaid => self.paid_for(),
         };
         credit.min(self.quota)
     }

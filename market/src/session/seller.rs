@@ -6,17 +6,22 @@ use std::time::Instant;
 use serde_bytes::ByteBuf;
 
 use super::credit::Credit;
-use super::message::{Body, Extension, Final, Message, SignedMessage, Standing};
+use super::message::{Body, Extension, Message, SignedMessage, Standing};
 use super::meter::{Gate, Reading};
-use super::record::{Closed, Fact, Receipted, Record, RestoreError};
+use super::record::{Fact, Receipted, Record};
 use super::{
     CloseReason, Ending, Event, Fault, Link, MAX_FAULTS, Output, Patience, PauseReason, Receipt,
     Signatures, Why, deadline,
 };
-use crate::envelope::Signed;
 use crate::lease::Lease;
 use crate::time::UnixTime;
 use crate::units::{Bytes, Msat};
+
+mod closing;
+mod pace;
+mod restore;
+
+use pace::Pace;
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -71,6 +76,7 @@ pub struct Seller {
     /// When patience with the buyer ends, while nothing flows for want of its doing.
     patient_until: Option<Instant>,
     phase: Phase,
+    pace: Pace,
     faults: u32,
     outputs: VecDeque<Output>,
 }
@@ -125,78 +131,12 @@ impl Seller {
             told: Some(PauseReason::Detached),
             patient_until: None,
             phase: Phase::Open,
+            pace: Pace::default(),
             faults: 0,
             outputs: VecDeque::new(),
             lease,
             patience,
         }
-    }
-
-    /// Takes a session up again from its records, in the order they were written. It stands where it
-    /// stood, detached: what was delivered after the last receipt, at most a window, is given up
-    /// unless the buyer signs for it.
-    ///
-    /// Tell it what is paid: that is in the channel's journal, not in these records.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`RestoreError`] if the records are not this lease's or do not hold.
-    pub fn restore(
-        lease: Lease,
-        records: impl IntoIterator<Item = Record>,
-        patience: Patience,
-        at: UnixTime,
-        now: Instant,
-    ) -> Result<Self, RestoreError> {
-        let mut seller = Self::open(lease, patience, at, now);
-        let mut closing = None;
-        for record in records {
-            if record.lease != seller.lease.id() {
-                return Err(RestoreError::WrongLease(record.lease));
-            }
-            match record.fact {
-                Fact::Receipted(Receipted { message, own }) => {
-                    let message = seller.stored(&message)?;
-                    if let Some(receipt) = message.content().body.buyer_receipt().copied() {
-                        seller.own = seller.own.later(own);
-                        seller.held = Some(Held { receipt, message });
-                    }
-                }
-                Fact::Extended(bytes) => {
-                    if let Body::Extend(extension) = seller.stored(&bytes)?.content().body {
-                        seller.grant(extension);
-                    }
-                }
-                Fact::Closing(reason) => closing = Some(reason),
-                Fact::Closed(closed) => {
-                    seller.phase = Phase::Closed(Ending {
-                        reason: closed.reason,
-                        receipt: closed.receipt,
-                        signatures: closed.signatures,
-                    });
-                }
-                Fact::Signed(_) | Fact::Countersigned(_) | Fact::ExtensionAsked(_) => {
-                    return Err(RestoreError::WrongRole);
-                }
-            }
-        }
-        if let (Phase::Open, Some(reason)) = (seller.phase, closing) {
-            seller.phase = Phase::Leaving {
-                reason,
-                until: deadline(now, patience.close),
-            };
-        }
-        Ok(seller)
-    }
-
-    /// A message of the buyer from the journal.
-    fn stored(&self, bytes: &[u8]) -> Result<SignedMessage, RestoreError> {
-        let message: SignedMessage = Signed::verify(bytes, self.lease.network())
-            .map_err(|error| RestoreError::BadMessage(error.to_string()))?;
-        if message.signer() != self.lease.buyer() || message.content().lease != self.lease.id() {
-            return Err(RestoreError::BadMessage("not the buyer's word".to_owned()));
-        }
-        Ok(message)
     }
 
     /// The lease being carried out.
@@ -266,7 +206,7 @@ impl Seller {
             }
             Input::Paid { total } => self.credit.on_paid(total),
             Input::Deferred { total } => self.deferred = self.deferred.max(total),
-            Input::Received(message) => self.on_message(message),
+            Input::Received(message) => self.on_message(message, now),
             Input::PauseAsked => self.operator = Operator::Pauses,
             Input::ResumeAsked => self.operator = Operator::Serves,
             Input::CloseAsked(reason) => self.leave(reason, now),
@@ -330,7 +270,7 @@ impl Seller {
         }
     }
 
-    fn on_message(&mut self, message: SignedMessage) {
+    fn on_message(&mut self, message: SignedMessage, now: Instant) {
         if message.signer() != self.lease.buyer() {
             return self.fault(Fault::WrongSigner);
         }
@@ -338,6 +278,11 @@ impl Seller {
             return self.fault(Fault::WrongLease);
         }
         let body = message.content().body.clone();
+        if let Body::Receipt(_) | Body::Extend(_) = body
+            && !self.pace.keep(now)
+        {
+            return self.fault(Fault::TooOften);
+        }
         if let Phase::Closed(ending) = self.phase {
             if let Body::Attach(_) | Body::Close(_) = body {
                 self.say_closed(ending.reason);
@@ -443,78 +388,6 @@ impl Seller {
             self.granted = extension;
             self.credit.extend(extension.quota);
         }
-    }
-
-    /// The buyer ends it. A final receipt that does not hold leaves the last one that did.
-    fn on_close(&mut self, end: &Final, message: SignedMessage) {
-        let taken = match end.receipt {
-            Some(receipt) => self.accept(receipt, message),
-            None => Err(Fault::OutOfPlace),
-        };
-        if let Err(fault) = taken {
-            self.fault(fault);
-        }
-        let reason = match self.phase {
-            Phase::Open => {
-                self.outputs.push_back(Output::Stop);
-                end.reason
-            }
-            Phase::Leaving { reason, .. } => reason,
-            Phase::Closed(_) => return,
-        };
-        let signatures = match taken {
-            Ok(()) => Signatures::Both,
-            Err(_) => Signatures::OneSided,
-        };
-        self.finish(reason, signatures);
-    }
-
-    fn leave(&mut self, reason: CloseReason, now: Instant) {
-        if !matches!(self.phase, Phase::Open) {
-            return;
-        }
-        self.told = None;
-        self.patient_until = None;
-        self.outputs.push_back(Output::Stop);
-        if let Link::Detached { .. } = self.link {
-            return self.finish(reason, Signatures::OneSided);
-        }
-        self.persist(Fact::Closing(reason));
-        self.phase = Phase::Leaving {
-            reason,
-            until: deadline(now, self.patience.close),
-        };
-        self.send(Body::Leave(reason));
-    }
-
-    fn finish(&mut self, reason: CloseReason, signatures: Signatures) {
-        let receipt = self.countersigned();
-        let ending = Ending {
-            reason,
-            receipt,
-            signatures,
-        };
-        self.told = None;
-        self.patient_until = None;
-        self.phase = Phase::Closed(ending);
-        self.persist(Fact::Closed(Closed {
-            reason,
-            signatures,
-            receipt,
-        }));
-        self.say_closed(reason);
-        self.notify(Event::Closed(ending));
-    }
-
-    fn say_closed(&mut self, reason: CloseReason) {
-        if let Link::Detached { .. } = self.link {
-            return;
-        }
-        let receipt = match self.phase {
-            Phase::Closed(ending) => ending.receipt,
-            Phase::Open | Phase::Leaving { .. } => None,
-        };
-        self.send(Body::Closed(Final { reason, receipt }));
     }
 
     fn update(&mut self, now: Instant) {

@@ -296,7 +296,8 @@ fn a_peer_that_asks_too_often_is_refused() {
 
 #[test]
 fn every_misfit_has_its_own_refusal() {
-    let changes: [(fn(&mut Rfq), Refusal); 10] = [
+    type Change = fn(&mut Rfq);
+    let changes: [(Change, Refusal); 10] = [
         (|rfq| rfq.quota = Bytes::ZERO, Refusal::BadRequest),
         (|rfq| rfq.rate = BytesPerSecond::new(0), Refusal::BadRequest),
         (
@@ -403,13 +404,13 @@ proptest! {
                         continue;
                     }
                     let before = live.len();
-                    if let Ok(lease) = shop.propose(buyer, proposal(&quote)) {
-                        if live.insert(lease.id(), lease.clone()).is_none() {
-                            prop_assert!(before < usize::from(slots));
-                            let rates: u64 = live.values().map(|lease| lease.rate().get()).sum();
-                            prop_assert!(rates <= u64::from(slots) * 2_500_000);
-                            prop_assert!(taken.insert(quote.content().id, lease).is_none());
-                        }
+                    if let Ok(lease) = shop.propose(buyer, proposal(&quote))
+                        && live.insert(lease.id(), lease.clone()).is_none()
+                    {
+                        prop_assert!(before < usize::from(slots));
+                        let rates: u64 = live.values().map(|lease| lease.rate().get()).sum();
+                        prop_assert!(rates <= u64::from(slots) * 2_500_000);
+                        prop_assert!(taken.insert(quote.content().id, lease).is_none());
                     }
                 }
                 Turn::End(index) => {

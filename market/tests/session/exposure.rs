@@ -658,6 +658,7 @@ fn a_buyer_that_signs_for_half_of_it_is_cut_off_a_window_later() {
     robbed.attach();
     robbed.pay(10_000_000);
     for _ in 0..200 {
+        robbed.pass(Duration::from_millis(250));
         robbed.take(Direction::Down, W / 8);
         let receipt = robbed.receipt(1, 0, W / 16, true);
         if robbed.last.reading.total().get() > robbed.node.truth {
@@ -759,6 +760,19 @@ fn a_side_that_talks_nonsense_is_left() {
         record.fact == bitmesh_market::session::record::Fact::Closing(CloseReason::Violation)
     };
     assert!(milked.node.disk.read().iter().any(closing));
+}
+
+#[test]
+fn a_buyer_that_signs_for_every_byte_is_not_written_down_every_time() {
+    let mut robbed = Robbed::new(Deal::default());
+    robbed.attach();
+    robbed.pay(10_000_000);
+    for _ in 0..200 {
+        let receipt = robbed.receipt(1, 0, 1, true);
+        robbed.hear(Body::Receipt(receipt));
+    }
+    assert!(robbed.node.disk.records.len() < 70);
+    assert!(robbed.sent.contains(&Body::Leave(CloseReason::Violation)));
 }
 
 #[test]

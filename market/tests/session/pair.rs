@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bitmesh_market::quote::Mode;
-use bitmesh_market::session::{CloseReason, Event, PauseReason, Signatures, buyer, seller};
+use bitmesh_market::session::{
+    CloseReason, Event, PauseReason, PayFailure, Signatures, buyer, seller,
+};
 use bitmesh_market::units::{Bytes, Msat};
 
 use crate::world::{Deal, KIB, W, World};
@@ -422,7 +424,7 @@ fn a_payment_that_fails_for_now_is_tried_again() {
     world.want_down = 2 * W;
     world.run(SECOND);
     world.is_paying = true;
-    let passing = bitmesh_market::session::PayFailure::Passing;
+    let passing = PayFailure::Passing;
     world.tell_buyer(buyer::Input::PayFailed(passing));
     world.run_until(MINUTE, World::is_idle);
     let (buyer, seller) = world.close();
@@ -436,8 +438,7 @@ fn a_channel_without_room_ends_the_session_once_what_is_paid_is_used() {
     world.want_down = 10 * W;
     world.run(Duration::from_millis(200));
     world.is_paying = false;
-    let spent = bitmesh_market::session::PayFailure::CapacitySpent;
-    world.tell_buyer(buyer::Input::PayFailed(spent));
+    world.tell_buyer(buyer::Input::PayFailed(PayFailure::CapacitySpent));
     world.run(5 * SECOND);
     let (buyer, seller) = (
         world.buyer_ending().unwrap(),
@@ -450,11 +451,30 @@ fn a_channel_without_room_ends_the_session_once_what_is_paid_is_used() {
 }
 
 #[test]
+fn a_buyer_that_cannot_pay_any_more_does_not_use_up_its_credit_first() {
+    let mut world = World::new(Deal {
+        mode: Mode::Postpaid,
+        ..Deal::default()
+    });
+    world.connect();
+    world.want_down = 10 * W;
+    world.run(SECOND);
+    world.is_paying = false;
+    let used = world.buyer.truth;
+    world.tell_buyer(buyer::Input::PayFailed(PayFailure::CapacitySpent));
+    world.run(SECOND);
+    let buyer = world.buyer_ending().unwrap();
+    assert_eq!(buyer.reason, CloseReason::BudgetSpent);
+    assert_eq!(world.buyer.truth, used);
+    assert_eq!(Some(buyer), world.seller_ending());
+}
+
+#[test]
 fn a_lost_channel_ends_the_session() {
     let mut world = World::new(Deal::default());
     world.connect();
     world.run(SECOND);
-    let lost = bitmesh_market::session::PayFailure::ChannelLost;
+    let lost = PayFailure::ChannelLost;
     world.tell_buyer(buyer::Input::PayFailed(lost));
     world.run(SECOND);
     assert_eq!(

@@ -24,6 +24,7 @@ fn any_credit() -> impl Strategy<Value = Credit> {
             quota: Bytes::new(quota),
             first: Msat::from_msat(first),
             paid: Msat::from_msat(paid),
+            has_ended: false,
         })
 }
 
