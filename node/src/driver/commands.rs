@@ -640,6 +640,8 @@ impl Driver {
                 .with("available_sat", available)
             }
             SpendError::BelowDust { .. }
+            | SpendError::AboveSupply { .. }
+            | SpendError::FeerateTooHigh { .. }
             | SpendError::WrongNetwork
             | SpendError::TooLarge { .. } => usage(error.to_string()),
             SpendError::Build { .. } | SpendError::Sign(_) | SpendError::Changes(_) => {
