@@ -16,7 +16,7 @@ pub use self::{
     amount::{Feerate, Quantity, Span, WholeSat},
     market::{
         BuyArgs, LeaseArgs, LeaseCommand, LeasesArgs, LimitArgs, ModeArg, OffersArgs, OrderArg,
-        PriceWord, RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
+        RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
     },
     money::{
         ChannelCloseArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, SendArgs, WalletArgs,

@@ -1,7 +1,5 @@
 //! Arguments of the commands about selling and buying.
 
-use std::str::FromStr;
-
 use bitmesh_market::units::{Bytes, BytesPerSecond, Msat, Price};
 use bitmesh_node::control::api;
 use clap::{Args, Subcommand, ValueEnum};
@@ -40,8 +38,7 @@ To let the present buyers finish first: bitmesh sell pause")]
     /// Show or set the price
     #[command(after_help = "Examples:
   bitmesh sell price                         show it
-  bitmesh sell price 120sat/GB               always the same
-  bitmesh sell price auto --floor 60sat/GB   follow demand
+  bitmesh sell price 120sat/GB               set it
 
 Leases keep the price they were made at.")]
     Price(SellPriceArgs),
@@ -55,15 +52,9 @@ Leases keep the price they were made at.")]
 /// Arguments of `sell start`.
 #[derive(Debug, Args)]
 pub struct SellStartArgs {
-    /// Price like 120sat/GB, or `auto` [default: as configured]
+    /// Price, like 120sat/GB [default: as configured]
     #[arg(long, value_name = "PRICE")]
-    pub price: Option<PriceWord>,
-    /// With `auto`: never below this
-    #[arg(long, value_name = "PRICE", requires = "price")]
-    pub floor: Option<Price>,
-    /// With `auto`: never above this
-    #[arg(long, value_name = "PRICE", requires = "price")]
-    pub ceiling: Option<Price>,
+    pub price: Option<Price>,
     /// Limits.
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -72,66 +63,9 @@ pub struct SellStartArgs {
 /// Arguments of `sell price`.
 #[derive(Debug, Args)]
 pub struct SellPriceArgs {
-    /// Price like 120sat/GB, or `auto` [default: show it]
+    /// Price, like 120sat/GB [default: show it]
     #[arg(value_name = "PRICE")]
-    pub price: Option<PriceWord>,
-    /// With `auto`: never below this
-    #[arg(long, value_name = "PRICE", requires = "price")]
-    pub floor: Option<Price>,
-    /// With `auto`: never above this
-    #[arg(long, value_name = "PRICE", requires = "price")]
-    pub ceiling: Option<Price>,
-}
-
-/// A fixed price, or the word `auto`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PriceWord {
-    /// Follow demand.
-    Auto,
-    /// Always this.
-    Fixed(Price),
-}
-
-impl FromStr for PriceWord {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" {
-            return Ok(Self::Auto);
-        }
-        text.parse()
-            .map(Self::Fixed)
-            .map_err(|error| format!("{error}, or auto"))
-    }
-}
-
-impl PriceWord {
-    /// Returns the rule that these words make, or says which contradict each other.
-    pub(crate) fn rule(
-        self,
-        floor: Option<Price>,
-        ceiling: Option<Price>,
-    ) -> Result<api::PriceRule, &'static str> {
-        match self {
-            Self::Fixed(_) if floor.is_some() || ceiling.is_some() => {
-                Err("--floor and --ceiling go with the price auto")
-            }
-            Self::Fixed(price) => Ok(api::PriceRule::Fixed {
-                price_msat_per_gb: price.msat_per_gb(),
-            }),
-            Self::Auto
-                if floor
-                    .zip(ceiling)
-                    .is_some_and(|(floor, ceiling)| floor > ceiling) =>
-            {
-                Err("--floor is above --ceiling")
-            }
-            Self::Auto => Ok(api::PriceRule::Auto {
-                floor_msat_per_gb: floor.map(Price::msat_per_gb),
-                ceiling_msat_per_gb: ceiling.map(Price::msat_per_gb),
-            }),
-        }
-    }
+    pub price: Option<Price>,
 }
 
 /// Limits on what is sold.

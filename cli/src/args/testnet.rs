@@ -97,6 +97,9 @@ pub struct TestnetUpArgs {
     /// Stay in the foreground: Ctrl-C ends the network
     #[arg(long)]
     pub hold: bool,
+    /// Be the network that another process waits for
+    #[arg(long, hide = true)]
+    pub background: bool,
     /// Which network.
     #[command(flatten)]
     pub network: TestnetName,

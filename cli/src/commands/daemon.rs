@@ -55,7 +55,7 @@ pub(super) fn run(context: &Context, args: &DaemonArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::system("start", &error))?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
-        stop_on_signals(&shutdown, context.out.clone())?;
+        stop_on_signals(&shutdown, args.background, context.out.clone())?;
         let paths = &context.paths;
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -118,9 +118,13 @@ fn raise_open_files() {
     }
 }
 
-/// The first SIGTERM or SIGINT stops the node in order, the second at once. A hangup is ignored:
-/// the terminal is not what the node lives on.
-fn stop_on_signals(shutdown: &CancellationToken, out: Output) -> Result<(), Failure> {
+/// The first SIGTERM, SIGINT or SIGHUP stops the node in order, the second at once. In the background
+/// a hangup is ignored: that node does not live on a terminal.
+fn stop_on_signals(
+    shutdown: &CancellationToken,
+    background: bool,
+    out: Output,
+) -> Result<(), Failure> {
     let on = |kind| signal(kind).map_err(|error| Failure::system("wait for signals", &error));
     let mut terminate = on(SignalKind::terminate())?;
     let mut interrupt = on(SignalKind::interrupt())?;
@@ -131,7 +135,7 @@ fn stop_on_signals(shutdown: &CancellationToken, out: Output) -> Result<(), Fail
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
-                _ = hangup.recv() => continue,
+                _ = hangup.recv() => if background { continue },
             }
             if shutdown.is_cancelled() {
                 let _: ExitCode = Failure::Interrupted.report(&out);

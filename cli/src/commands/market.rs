@@ -2,12 +2,12 @@
 
 use bitmesh_market::units::{Bytes, BytesPerSecond, Msat, Price};
 use bitmesh_node::control::api::{
-    Buy, CloseLease, ExtendLease, ListLeases, ListOffers, PauseSelling, SellLimits, Selling,
-    SetLimits, SetPrice, ShowLease, StartSelling, StopSelling,
+    Buy, CloseLease, ExtendLease, ListLeases, ListOffers, PauseSelling, PriceRule, SellLimits,
+    Selling, SetLimits, SetPrice, ShowLease, StartSelling, StopSelling,
 };
 
 use crate::{
-    args::{BuyArgs, LeaseCommand, LeasesArgs, OffersArgs, PriceWord, Quantity, SellCommand, Span},
+    args::{BuyArgs, LeaseCommand, LeasesArgs, OffersArgs, Quantity, SellCommand, Span},
     context::{Context, now},
     failure::Failure,
     output::OutputError,
@@ -18,10 +18,7 @@ pub(super) fn sell(context: &Context, command: SellCommand) -> Result<(), Failur
     let asking = "asking the daemon";
     let selling = match command {
         SellCommand::Start(args) => {
-            let price = match args.price {
-                Some(word) => Some(rule(word, args.floor, args.ceiling)?),
-                None => None,
-            };
+            let price = args.price.map(fixed);
             let limits = SellLimits::from(&args.limits);
             let limits = (limits != SellLimits::default()).then_some(limits);
             context.call(&StartSelling { price, limits }, "publishing the offer")?
@@ -29,10 +26,12 @@ pub(super) fn sell(context: &Context, command: SellCommand) -> Result<(), Failur
         SellCommand::Stop => context.call(&StopSelling {}, "closing leases")?,
         SellCommand::Pause => context.call(&PauseSelling {}, asking)?,
         SellCommand::Price(args) => match args.price {
-            Some(word) => {
-                let price = rule(word, args.floor, args.ceiling)?;
-                context.call(&SetPrice { price }, asking)?
-            }
+            Some(price) => context.call(
+                &SetPrice {
+                    price: fixed(price),
+                },
+                asking,
+            )?,
             None => context.call(&SetLimits::default(), asking)?,
         },
         SellCommand::Limits(args) => context.call(
@@ -51,17 +50,10 @@ fn show_selling(context: &Context, selling: &Selling) -> Result<(), OutputError>
     })
 }
 
-fn rule(
-    word: PriceWord,
-    floor: Option<Price>,
-    ceiling: Option<Price>,
-) -> Result<bitmesh_node::control::api::PriceRule, Failure> {
-    word.rule(floor, ceiling).map_err(|what| {
-        Failure::usage(
-            what,
-            "write it like: bitmesh sell price auto --floor 60sat/GB",
-        )
-    })
+fn fixed(price: Price) -> PriceRule {
+    PriceRule::Fixed {
+        price_msat_per_gb: price.msat_per_gb(),
+    }
 }
 
 pub(super) fn offers(context: &Context, args: OffersArgs) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ use crate::{
     },
     context::{Context, now},
     failure::Failure,
+    prompt::Consent,
     render,
 };
 
@@ -48,7 +49,9 @@ fn send(context: &Context, args: SendArgs) -> Result<(), Failure> {
     if args.dry_run {
         return Ok(context.out.reply(&plan, render::sent)?);
     }
-    context.out.show(&plan, render::sent);
+    if context.consent != Consent::Given {
+        context.out.show(&plan, render::sent);
+    }
     context.consent.ask("send this?")?;
     // At the fee rate that was shown, whatever the estimate says by now.
     let wanted = SendCoins {
@@ -94,7 +97,9 @@ fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failur
     if args.dry_run {
         return Ok(context.out.reply(&plan, render::channel_closed)?);
     }
-    context.out.show(&plan, render::channel_closed);
+    if context.consent != Consent::Given {
+        context.out.show(&plan, render::channel_closed);
+    }
     context.consent.ask("close it?")?;
     let closed = context.call(
         &CloseChannel {

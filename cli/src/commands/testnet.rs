@@ -54,7 +54,10 @@ pub(super) fn run(context: &Context, command: TestnetCommand) -> Result<(), Fail
                 "version": found.version(),
             });
             Ok(context.out.reply(&object, |_, _| {
-                format!("{found}: {}\n", found.exe().display())
+                format!(
+                    "{found}
+"
+                )
             })?)
         }
     }
@@ -74,10 +77,14 @@ fn show(context: &Context, state: &State) -> Result<(), Failure> {
 
 fn up(context: &Context, args: &TestnetUpArgs) -> Result<(), Failure> {
     let name = &args.network.name;
-    if args.hold {
+    if args.hold || args.background {
         return hold(context, args);
     }
-    let mut words = vec!["testnet".to_owned(), "up".to_owned(), "--hold".to_owned()];
+    let mut words = vec![
+        "testnet".to_owned(),
+        "up".to_owned(),
+        "--background".to_owned(),
+    ];
     words.extend(["--name".to_owned(), name.clone()]);
     words.extend(["--nodes".to_owned(), args.nodes.to_string()]);
     if args.netns {
@@ -104,7 +111,9 @@ fn hold(context: &Context, args: &TestnetUpArgs) -> Result<(), Failure> {
             asked = &mut stop => return asked.map_err(|error| Failure::system("wait for signals", &error)),
             network = Network::up(plan, &mut progress) => network?,
         };
-        show(context, &network.state())?;
+        if !args.background {
+            show(context, &network.state())?;
+        }
         let asked = stop.await;
         context.out.note("ending the network");
         network.down().await;

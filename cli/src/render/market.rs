@@ -10,8 +10,9 @@ use bitmesh_node::control::api::{
 
 use super::{
     table::{Align, Lines, Table},
+    text,
     text::{
-        ago, count, feerate, lease_state, mode, moment, msat, outcome, peer, percent, phase, price,
+        ago, count, feerate, lease_state, millis, mode, moment, msat, outcome, peer, phase, price,
         rate, reason, role, sat, short, size, span, total, until,
     },
 };
@@ -23,22 +24,9 @@ const FEES_WORTH_A_WORD_PPM: u64 = 100_000;
 /// How many places the bar of a lease's quota takes.
 const BAR: u64 = 16;
 
-pub(super) fn rule(rule: &PriceRule) -> String {
+pub(super) fn rule(rule: &PriceRule) -> &'static str {
     match rule {
-        PriceRule::Fixed { .. } => "fixed".to_owned(),
-        PriceRule::Auto {
-            floor_msat_per_gb,
-            ceiling_msat_per_gb,
-        } => {
-            let floor = floor_msat_per_gb.map(|floor| format!(", floor {}", price(floor)));
-            let ceiling =
-                ceiling_msat_per_gb.map(|ceiling| format!(", ceiling {}", price(ceiling)));
-            format!(
-                "auto{}{}",
-                floor.unwrap_or_default(),
-                ceiling.unwrap_or_default()
-            )
-        }
+        PriceRule::Fixed { .. } => "fixed",
     }
 }
 
@@ -196,13 +184,15 @@ pub fn purchase(purchase: &Purchase, style: Style) -> String {
     };
     let _ = writeln!(
         text,
-        "Lease {} is {} after {}.{} s: {} for at most {}.",
+        "Lease {} is {} after {}: {} {}.",
         style.bold(&short(&lease.id)),
         lease_state(lease.state),
-        purchase.took_ms / 1_000,
-        purchase.took_ms % 1_000 / 100,
+        millis(purchase.took_ms),
         size(lease.quota_bytes),
-        msat(purchase.cost.most_msat)
+        match purchase.cost.most_msat {
+            0 => "paid by credit".to_owned(),
+            most => format!("for at most {}", msat(most)),
+        }
     );
     if let Some(proxy) = &lease.proxy {
         let _ = writeln!(text, "Proxy  {}   (SOCKS5 and HTTP)", style.bold(proxy));
@@ -270,9 +260,9 @@ fn terms(quote: &Quote, cost: &Cost, style: Style) -> String {
         );
         let total = cost.funding_fee_sat.saturating_add(cost.close_fee_sat);
         let share = format!(
-            "{} = {} of the traffic",
+            "{}, which is {} of the cost of the traffic",
             sat(total),
-            percent(cost.fee_share_ppm)
+            text::share(cost.fee_share_ppm)
         );
         let share = if cost.fee_share_ppm > FEES_WORTH_A_WORD_PPM {
             style.warn(&share)

@@ -153,10 +153,17 @@ pub fn peers(peers: &Peers, now: Timestamp, style: Style) -> String {
                 .map_or_else(|| "-".to_owned(), |rtt| format!("{rtt} ms")),
             one.offers.to_string(),
             ago(one.since, now),
-            one.address.clone(),
+            bare(&one.address).to_owned(),
         ]);
     }
     table.text(style)
+}
+
+/// An address without the peer's id at its end.
+fn bare(address: &str) -> &str {
+    address
+        .split_once("/p2p/")
+        .map_or(address, |(bare, _)| bare)
 }
 
 /// The dial has begun.

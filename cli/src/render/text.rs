@@ -48,13 +48,24 @@ pub(super) fn feerate(sat_per_kvb: u64) -> String {
     )
 }
 
-/// Parts per million as percent, rounded to whole ones from ten on: `4.2 %`, `250 %`.
-pub(super) fn percent(ppm: u64) -> String {
-    if ppm >= 100_000 {
-        format!("{} %", ppm.saturating_add(5_000) / 10_000)
+/// Parts per million as what they are of the whole: `4.2 %`, `250 %`, `12 times`.
+pub(super) fn share(ppm: u64) -> String {
+    match ppm {
+        0..100_000 => {
+            let tenths = (ppm + 500) / 1_000;
+            format!("{}.{} %", tenths / 10, tenths % 10)
+        }
+        100_000..10_000_000 => format!("{} %", (ppm + 5_000) / 10_000),
+        _ => format!("{} times", ppm.saturating_add(500_000) / 1_000_000),
+    }
+}
+
+/// `43 ms`, `1.4 s`.
+pub(super) fn millis(millis: u64) -> String {
+    if millis < 1_000 {
+        format!("{millis} ms")
     } else {
-        let tenths = ppm.saturating_add(500) / 1_000;
-        format!("{}.{} %", tenths / 10, tenths % 10)
+        format!("{}.{} s", millis / 1_000, millis % 1_000 / 100)
     }
 }
 
@@ -218,9 +229,10 @@ mod tests {
             (99_949, "10.0 %"),
             (100_000, "10 %"),
             (2_500_000, "250 %"),
+            (12_400_000, "12 times"),
         ];
         for (ppm, text) in table {
-            assert_eq!(percent(ppm), text);
+            assert_eq!(share(ppm), text);
         }
     }
 

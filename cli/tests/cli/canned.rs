@@ -33,9 +33,8 @@ pub(crate) fn at(seconds_ago: i64) -> Timestamp {
 pub(crate) fn selling() -> Selling {
     Selling {
         phase: SellPhase::Offering,
-        rule: PriceRule::Auto {
-            floor_msat_per_gb: Some(60_000),
-            ceiling_msat_per_gb: None,
+        rule: PriceRule::Fixed {
+            price_msat_per_gb: 142_000,
         },
         price_msat_per_gb: 142_000,
         limits: SellLimits {

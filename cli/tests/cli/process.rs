@@ -64,7 +64,7 @@ const COMMANDS: [&[&str]; 28] = [
     ],
     &["sell", "stop"],
     &["sell", "pause"],
-    &["sell", "price", "auto", "--floor", "60sat/GB"],
+    &["sell", "price", "90sat/GB"],
     &["sell", "price"],
     &["sell", "limits", "--leases", "8"],
     &["offers"],
@@ -596,5 +596,132 @@ fn completions_and_manual_pages_are_made() {
             .status
             .code(),
         Some(5)
+    );
+}
+
+/// A node of its own with a daemon, which is stopped however the test ends.
+struct Node {
+    home: tempfile::TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        let node = Self {
+            home: tempfile::tempdir().unwrap(),
+        };
+        let made = node.run(&[
+            "init",
+            "--network",
+            "regtest",
+            "--set",
+            "mesh.listen=/ip4/127.0.0.1/tcp/0",
+            "--set",
+            "mesh.mdns.enabled=false",
+            "--set",
+            "chain.bitcoind.url=http://127.0.0.1:1",
+        ]);
+        assert!(made.status.success(), "{}", stderr(&made));
+        node
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        bitmesh(self.home.path()).args(args).output().unwrap()
+    }
+
+    fn pid(&self) -> u64 {
+        json(&self.run(&["status", "--json"]))["pid"]
+            .as_u64()
+            .unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.run(&["down"]);
+    }
+}
+
+#[test]
+fn a_daemon_is_started_once_found_killed_and_started_again() {
+    let node = Node::new();
+    let up = node.run(&["up", "--json"]);
+    assert!(up.status.success(), "{}", stderr(&up));
+    assert_eq!(json(&up)["started"], true);
+    let pid = node.pid();
+
+    let again = node.run(&["up", "--json"]);
+    assert_eq!(json(&again)["started"], false);
+    let second = node.run(&["daemon"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(stderr(&second).contains(&format!("another daemon (process {pid})")));
+
+    // No bitcoind answers: it runs, and says what is wrong.
+    let checked = node.run(&["status", "--check", "--json"]);
+    assert_eq!(checked.status.code(), Some(10));
+    assert!(!json(&checked)["problems"].as_array().unwrap().is_empty());
+
+    let process = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    while rustix::process::test_kill_process(process).is_ok() {
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        node.run(&["status"]).status.code(),
+        Some(3),
+        "its socket is still there"
+    );
+    let up = node.run(&["up", "--json"]);
+    assert_eq!(json(&up)["started"], true, "{}", stderr(&up));
+    assert_ne!(node.pid(), pid);
+
+    let down = node.run(&["down"]);
+    assert_eq!(stdout(&down), "stopped\n");
+    assert_eq!(node.run(&["down"]).status.code(), Some(3));
+}
+
+#[test]
+fn settings_of_a_running_daemon_are_its_own_and_survive_it() {
+    let node = Node::new();
+    assert!(node.run(&["up"]).status.success());
+    let priced = node.run(&["sell", "price", "77sat/GB", "--json"]);
+    assert_eq!(json(&priced)["price_msat_per_gb"], 77_000);
+    let shown = node.run(&["config", "get", "sell.price", "--json"]);
+    assert_eq!(json(&shown)["values"][0]["origin"], "file");
+    let listen = node.run(&[
+        "config",
+        "set",
+        "mesh.listen",
+        "/ip4/127.0.0.1/tcp/0",
+        "--json",
+    ]);
+    assert!(json(&listen)["restart_needed"].is_boolean());
+    let slip = node.run(&["config", "set", "sell.prise", "1 sat/GB"]);
+    assert_eq!(slip.status.code(), Some(5), "{}", stderr(&slip));
+    assert!(node.run(&["down"]).status.success());
+    assert_eq!(
+        stdout(&node.run(&["config", "get", "sell.price"])),
+        "77 sat/GB\n"
+    );
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why() {
+    let node = Node::new();
+    let words = node
+        .home
+        .path()
+        .join(".local/share/bitmesh/regtest/words.txt");
+    fs::set_permissions(&words, fs::Permissions::from_mode(0o644)).unwrap();
+    let up = node.run(&["up"]);
+    assert_eq!(up.status.code(), Some(1));
+    assert!(
+        stderr(&up).contains("may be read by others"),
+        "{}",
+        stderr(&up)
+    );
+    assert!(
+        stderr(&up).contains("hint: the end of its log is above"),
+        "{}",
+        stderr(&up)
     );
 }

@@ -156,15 +156,14 @@ impl Client {
         tokio::spawn(async move {
             let _ = connection.await;
         });
-        let method =
-            Method::from_bytes(method.as_bytes()).map_err(|error| broken(&error.to_string()))?;
+        let method = Method::from_bytes(method.as_bytes()).map_err(|error| malformed(&error))?;
         let request = hyper::Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "bitmesh")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
-            .map_err(|error| broken(&error.to_string()))?;
+            .map_err(|error| malformed(&error))?;
         sender
             .send_request(request)
             .await
@@ -193,6 +192,14 @@ impl Client {
             }
         }
     }
+}
+
+fn malformed(why: &impl std::fmt::Display) -> ApiError {
+    ApiError::new(
+        ErrorCode::Usage,
+        format!("no such request can be sent: {why}"),
+        "write it like: GET /v1/status",
+    )
 }
 
 fn broken(why: &str) -> ApiError {

@@ -115,7 +115,8 @@ impl Driver {
             .filter_map(|address| address.with_node(self.node))
             .map(|address| address.to_string())
             .collect();
-        addresses.dedup();
+        let mut seen = std::collections::BTreeSet::new();
+        addresses.retain(|address| seen.insert(address.clone()));
         api::Identity {
             node: self.node.to_string(),
             network: self.network.to_string(),
@@ -298,13 +299,7 @@ impl Driver {
     }
 
     fn set_price(&mut self, rule: &api::PriceRule) -> Outcome {
-        let api::PriceRule::Fixed { price_msat_per_gb } = rule else {
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                "this version sets prices by hand",
-                "use \"bitmesh sell price fixed 120sat/GB\"",
-            ));
-        };
+        let api::PriceRule::Fixed { price_msat_per_gb } = rule;
         let price = Price::from_msat_per_gb(*price_msat_per_gb);
         let text = format!("{} msat/GB", price.msat_per_gb());
         self.write_settings(&[("sell.price", text)])?;

@@ -50,7 +50,7 @@ impl Driver {
                     .up_bytes
                     .saturating_add(lease.reading.down_bytes),
                 billed_msat: lease.billed_msat,
-                paid_msat: lease.paid_msat,
+                paid_msat: lease.paid_msat.saturating_sub(lease.carried_msat),
                 channel: lease.channel,
                 opened_at: lease.opened_at,
             });

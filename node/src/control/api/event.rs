@@ -57,7 +57,7 @@ pub enum Event {
         /// The lease.
         lease: Lease,
     },
-    /// A lease carried something. At most one a second and lease.
+    /// A lease carried something. Told a few times a second while it does.
     Usage {
         /// Its running totals.
         usage: UsageLine,

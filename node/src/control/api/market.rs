@@ -50,7 +50,7 @@ pub struct SetPrice {
     pub price: PriceRule,
 }
 
-/// How the price is made.
+/// How the price is made. Later versions add rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
@@ -59,15 +59,6 @@ pub enum PriceRule {
     Fixed {
         /// Price of 10^9 bytes.
         price_msat_per_gb: u64,
-    },
-    /// Follows paid demand.
-    Auto {
-        /// Never below this.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        floor_msat_per_gb: Option<u64>,
-        /// Never above this.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        ceiling_msat_per_gb: Option<u64>,
     },
 }
 
