@@ -578,7 +578,11 @@ impl Payments {
         match paid {
             // The machine's `Paid` event, drained just above, has answered.
             Ok(()) => {}
-            Err(payer::Error::Pay(PayError::OverLimit { .. } | PayError::NoTip)) => {}
+            // As much as counts is paid at once; the rest when the limit rises.
+            Err(payer::Error::Pay(PayError::OverLimit { limit, .. })) => {
+                self.pay_up_to(seller, channel, limit, now);
+            }
+            Err(payer::Error::Pay(PayError::NoTip)) => {}
             Err(payer::Error::Pay(PayError::NotOpen)) if is_on_its_way(stage) => {}
             Err(payer::Error::Pay(PayError::Total(error))) => {
                 debug!(%error, "the channel has no room for the payment");
@@ -588,6 +592,28 @@ impl Payments {
                 warn!(%error, "the channel can no longer pay");
                 self.answer(seller, fail(PayFailure::ChannelLost));
             }
+        }
+    }
+
+    /// Pays what the payee credits at present, and tells the session. Its wish is answered with that:
+    /// it asks again for what is still due.
+    fn pay_up_to(&mut self, seller: NodeId, channel: ProposalId, limit: Amount, now: Instant) {
+        let Some(payer) = self.payers.get_mut(&channel) else {
+            return;
+        };
+        if payer.machine.promised() >= limit {
+            return;
+        }
+        let paid = payer
+            .machine
+            .handle(payer::Input::Pay { total: limit }, now);
+        self.drain_payer(channel);
+        let Some(pair) = self.bought.get(&seller) else {
+            return;
+        };
+        if let (Ok(()), Some(lease), Some(_)) = (paid, pair.lease, pair.wanted) {
+            let total = pair.account.credit();
+            self.answer(seller, Output::Paid { lease, total });
         }
     }
 

@@ -25,10 +25,10 @@ pub use self::report::{FileReport, Report};
 use crate::{
     bitcoind::Bitcoind,
     books::{self, AuditError},
-    chain::ChainError,
+    chain::{Chain, ChainError},
     download::{Download, Downloaded, TransferError},
     network::{Network, NetworkError, Node, NodeError, NodeSpec, Plan},
-    wait::TimedOut,
+    wait::{Deadline, TimedOut},
     web::Content,
 };
 
@@ -161,6 +161,7 @@ impl<'a> Demo<'a> {
         let (lease, seller, buy_took) = self.buy(buyer).await?;
         // As in life: a block comes while the lease is used, and the seller trusts the channel with
         // more from then on.
+        until_in_mempool(network.chain(), "the channel's funding").await?;
         network.chain().mine(1)?;
         let (files, pauses) = self.download_all(buyer, seller, &lease.id).await?;
 
@@ -182,6 +183,7 @@ impl<'a> Demo<'a> {
             dry_run: false,
         };
         seller.ask(close).await?;
+        until_in_mempool(network.chain(), "the closing transaction").await?;
         network.chain().mine(FINAL)?;
         until_settled(buyer, &channel).await?;
         until_settled(seller, &channel).await?;
@@ -260,7 +262,7 @@ impl<'a> Demo<'a> {
                 if pauses > TOP_UPS {
                     return Err(missing(buyer, "that the quota it added is there"));
                 }
-                until_state(seller, lease, LeaseState::Paused).await?;
+                until_quota_spent(seller, lease).await?;
                 self.say(&format!(
                     "the quota is used up, {} of {length} bytes in: both sides have paused; {BUYER} tops up {} MB",
                     received,
@@ -325,11 +327,13 @@ async fn until_over_or_paused(
         |lease| {
             match lease.state {
                 _ if download.is_over() => Some(None),
-                LeaseState::Paused => Some(Some(download.received())),
+                // A payment under way pauses it too, for a moment.
+                LeaseState::Paused if is_quota_spent(&lease) => Some(Some(download.received())),
                 // Without a lease nothing comes: the download shows why.
                 LeaseState::Closed => Some(None),
                 LeaseState::Opening
                 | LeaseState::Active
+                | LeaseState::Paused
                 | LeaseState::Detached
                 | LeaseState::Closing => None,
             }
@@ -358,6 +362,39 @@ async fn until_state(node: &Node, lease: &str, state: LeaseState) -> Result<Leas
         (lease.state == state).then_some(lease)
     })
     .await
+}
+
+fn is_quota_spent(lease: &Lease) -> bool {
+    lease
+        .reason
+        .as_ref()
+        .is_some_and(|reason| reason.code == "quota_spent")
+}
+
+async fn until_quota_spent(node: &Node, lease: &str) -> Result<(), NodeError> {
+    let request = ShowLease {
+        lease: lease.to_owned(),
+    };
+    let what = format!("lease {lease:.8} to pause for want of quota");
+    node.until(PATIENCE, &what, request, |lease| {
+        is_quota_spent(&lease).then_some(())
+    })
+    .await
+}
+
+/// Waits for a transaction to be mined: a node hands it over in the background.
+async fn until_in_mempool(chain: &Chain, what: &str) -> Result<(), DemoError> {
+    let deadline = Deadline::after(PATIENCE);
+    while chain.mempool()?.is_empty() {
+        if deadline.is_over() {
+            return Err(DemoError::Late(TimedOut {
+                what: what.to_owned(),
+                within: PATIENCE,
+            }));
+        }
+        deadline.pause().await;
+    }
+    Ok(())
 }
 
 async fn until_settled(node: &Node, channel: &str) -> Result<(), NodeError> {

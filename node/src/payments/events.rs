@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use bitcoin::Amount;
 use bitmesh_market::identity::NodeId;
 use bitmesh_wallet::channel::params::Tranche;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
@@ -15,7 +16,12 @@ impl Payments {
         else {
             return;
         };
-        let (held, credited) = (channel.machine.held(), channel.machine.credited());
+        let (machine, capacity) = (&channel.machine, channel.machine.contract().open().capacity);
+        // A buyer does not pay beyond what would count, so a limit that is reached stands for more.
+        let is_bound = machine.limit() < capacity && machine.held() >= machine.limit();
+        let more = Amount::from_sat(u64::from(is_bound));
+        let held = machine.held().checked_add(more).unwrap_or(capacity);
+        let credited = machine.credited();
         if let Some(lease) = pair.lease
             && pair.channel == Some(proposal)
             && held > credited
