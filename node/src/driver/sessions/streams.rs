@@ -292,15 +292,21 @@ impl Driver {
         if session.attempt != attempt || session.link.is_none() {
             return;
         }
+        let role = session.role();
         match ended {
             Ended::Violated(violation) => {
                 warn!(lease = %id.short(), %violation, "the other side broke the tunnel's rules");
                 self.close_session(id, CloseReason::Violation);
             }
-            Ended::Detached | Ended::LaneLost(_) | Ended::NotReading => {
+            // It is the buyer who connects again. To the seller, lanes without more may be a buyer
+            // that has stopped its flows to close: its last word is still on the control stream.
+            Ended::Detached | Ended::LaneLost(_) | Ended::NotReading if role == Role::Payer => {
                 debug!(lease = %id.short(), %ended, "the tunnel ended; connecting again");
                 self.detach_session(id);
                 self.redial_later(id);
+            }
+            Ended::Detached | Ended::LaneLost(_) | Ended::NotReading => {
+                debug!(lease = %id.short(), %ended, "the tunnel ended; the buyer has the word");
             }
         }
     }
