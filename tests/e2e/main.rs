@@ -1,0 +1,11 @@
+//! End to end: real daemons, a real bitcoind, real bytes, and at the end books that add up.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails should say where")]
+
+mod accounts;
+mod chain;
+mod crash;
+mod hosts;
+mod misuse;
+mod node;
+mod trade;

@@ -1,0 +1,157 @@
+//! What a seller refuses its buyers, and a buyer's proxy the programs beside it, on real nodes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use bitmesh_tests::{PATIENCE, Target, TransferError, World, connect};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::accounts::{MB, balance, buy, close, counted, file, pair, seller};
+
+/// What the proxy answers if the seller's rules forbid a destination (RFC 1928, section 6).
+const NOT_ALLOWED: u8 = 2;
+
+/// What an open costs that is refused: frames are counted, so that asking is not free.
+const OPEN_BYTES: u64 = 64;
+
+/// The address by which this machine reaches others, if it has one.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Connecting a datagram socket sends nothing; it only chooses the address.
+    socket.connect("192.0.2.1:9").ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    (!own.is_unspecified()).then_some(own)
+}
+
+/// Asks a buyer's proxy for `target` and returns the code that it is refused with.
+async fn refusal(world: &World, target: &Target) -> u8 {
+    let asked = timeout(PATIENCE, connect(world.node("bob").proxy(), target)).await;
+    match asked.unwrap_or_else(|_| panic!("{target:?} is not answered")) {
+        Err(TransferError::Refused(code)) => code,
+        Ok(_) => panic!("the seller connects to {target:?}"),
+        Err(error) => panic!("{target:?}: {error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_does_not_connect_buyers_to_its_own_machine_or_network() {
+    let (world, opening) = pair(seller("alice")).await;
+    let lease = buy(&world, "bob", 10 * MB).await;
+    // All of these are there: only the seller's rules stand before them.
+    let rpc = world.chain().address().port();
+    let mesh = world.node("alice").addresses()[0].clone();
+    let at = |ip: IpAddr, port| Target::from(SocketAddr::new(ip, port));
+    let mapped = |ip: Ipv4Addr| IpAddr::V6(ip.to_ipv6_mapped());
+    let nat64 = |ip: Ipv4Addr| {
+        let [a, b, c, d] = ip.octets();
+        let high = u16::from_be_bytes([a, b]);
+        IpAddr::V6(Ipv6Addr::new(
+            0x64,
+            0xff9b,
+            0,
+            0,
+            0,
+            0,
+            high,
+            u16::from_be_bytes([c, d]),
+        ))
+    };
+    let loopback = Ipv4Addr::LOCALHOST;
+    let metadata = Ipv4Addr::new(169, 254, 169, 254);
+
+    let mut targets = vec![
+        at(loopback.into(), rpc),
+        at(mapped(loopback), rpc),
+        at(nat64(loopback), rpc),
+        at(IpAddr::from([127, 255, 0, 1]), rpc),
+        at(Ipv6Addr::LOCALHOST.into(), rpc),
+        at(Ipv4Addr::UNSPECIFIED.into(), rpc),
+        at(Ipv6Addr::UNSPECIFIED.into(), rpc),
+        at(metadata.into(), 80),
+        at(mapped(metadata), 80),
+        at(nat64(metadata), 80),
+        at(IpAddr::from([10, 0, 0, 1]), 80),
+        at(IpAddr::from([192, 168, 0, 1]), 80),
+        at(IpAddr::from([100, 64, 0, 1]), 80),
+        at(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]), 80),
+        at(IpAddr::from([255, 255, 255, 255]), 80),
+        // Names are judged by what they lead to.
+        Target::Name("localhost".to_owned(), rpc),
+        Target::Name("127.0.0.1".to_owned(), rpc),
+        // The buyer's own proxy, which would carry its own traffic round and round.
+        Target::from(world.node("bob").proxy()),
+    ];
+    targets.extend(own_address().map(|own| at(own, rpc)));
+    for target in &targets {
+        assert_eq!(
+            refusal(&world, target).await,
+            NOT_ALLOWED,
+            "{target:?} at {mesh}"
+        );
+    }
+
+    // What is allowed works as ever, and being refused costs no more than asking does.
+    world.fetch("bob", file(MB, 1)).await;
+    let closed = close(&world, "bob", "alice", &lease.id).await;
+    let asked = OPEN_BYTES * (targets.len() as u64 + 1);
+    assert!(counted(&closed) < MB + asked + 5_000, "{closed:#?}");
+    balance(&world, &opening, &[(&lease.id, MB)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_proxy_request_ends_at_the_buyers_port_and_costs_nothing() {
+    let (world, opening) = pair(seller("alice")).await;
+    let lease = buy(&world, "bob", 10 * MB).await;
+    let proxy = world.node("bob").proxy();
+    let before = counted(&world.lease("bob", &lease.id).await);
+    let noise: Vec<u8> = file(100_000, 7).chunks().flatten().collect();
+
+    let garbage: [&[u8]; 12] = [
+        b"",
+        &[0],
+        &[5],
+        &[5, 0],
+        &[5, 1, 2],
+        &[4, 1, 0, 80, 127, 0, 0, 1, 0],
+        &[5, 1, 0, 5, 9, 0, 1, 127, 0, 0, 1, 0, 80],
+        &[5, 1, 0, 5, 1, 0, 7, 127, 0, 0, 1, 0, 80],
+        &[5, 1, 0, 5, 1, 0, 3, 0, 0, 80],
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"CONNECT nowhere HTTP/1.1\r\n\r\n",
+        &noise,
+    ];
+    for bytes in garbage {
+        let mut stream = TcpStream::connect(proxy).await.unwrap();
+        // The proxy may have hung up before it has all of it.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let hung_up = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        let what = &bytes[..bytes.len().min(16)];
+        assert!(hung_up.is_ok(), "{what:02x?} keeps a connection");
+        assert!(answer.len() < 1_000, "{what:02x?} is answered {answer:?}");
+    }
+
+    assert_eq!(counted(&world.lease("bob", &lease.id).await), before);
+    world.fetch("bob", file(MB, 1)).await;
+    balance(&world, &opening, &[(&lease.id, MB)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn programs_that_open_connections_and_say_nothing_do_not_keep_others_out() {
+    let (world, opening) = pair(seller("alice")).await;
+    let lease = buy(&world, "bob", 10 * MB).await;
+    let proxy = world.node("bob").proxy();
+
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(TcpStream::connect(proxy).await.unwrap());
+    }
+    world.fetch("bob", file(MB, 1)).await;
+
+    drop(silent);
+    balance(&world, &opening, &[(&lease.id, MB)]).await;
+}
