@@ -15,7 +15,7 @@ use crate::protocol::message::RefusalCode;
 
 /// A stream both sides have agreed on. Bytes in order; backpressure by the other side's reading.
 ///
-/// Dropping it without [`close`](AsyncWriteExt::close) resets it: the other side sees an error, not
+/// Dropping it without [`close`](futures::AsyncWriteExt::close) resets it: the other side sees an error, not
 /// an end.
 pub struct MeshStream {
     stream: Stream,
