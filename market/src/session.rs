@@ -60,7 +60,8 @@ pub enum PauseReason {
     Unpaid,
     /// The quota is used; an extension takes the session up again.
     QuotaSpent,
-    /// The voucher is there, but the channel's funding is not deep enough in the chain to count it.
+    /// The voucher is there, but the channel's funding is not deep enough in the chain to count it, or
+    /// has been lost in a reorganisation and may come back.
     WaitingForConfirmation,
     /// A window is delivered that the buyer has not signed for; a receipt is due.
     AwaitingReceipt,
@@ -226,6 +227,8 @@ pub enum Why {
     Detached,
     /// A payment.
     Unpaid,
+    /// The channel's funding to be found again.
+    Funding,
     /// A receipt for what was delivered.
     Receipt,
     /// An extension of the quota.
@@ -248,6 +251,9 @@ pub struct Patience {
     pub detached: Duration,
     /// Seller: for a payment while nothing flows.
     pub unpaid: Duration,
+    /// Seller: for the channel's funding to be found again. A reorganisation puts it back at once, and
+    /// the buyer's node broadcasts it again as soon as it misses it.
+    pub funding: Duration,
     /// Seller: for a receipt while nothing flows.
     pub receipt: Duration,
     /// Seller: for an extension once the quota is used. A slot is not kept for ever.
@@ -267,6 +273,7 @@ impl Default for Patience {
         Self {
             detached: Duration::from_secs(60),
             unpaid: Duration::from_secs(30),
+            funding: Duration::from_secs(60),
             receipt: Duration::from_secs(30),
             quota: Duration::from_secs(300),
             countersignature: Duration::from_secs(30),

@@ -45,6 +45,10 @@ pub enum Input {
         /// The running total it would make.
         total: Msat,
     },
+    /// The channel's funding is in no block and no mempool: what it paid may come to nothing.
+    FundingLost,
+    /// It is there again.
+    FundingFound,
     /// A message came on the control stream.
     Received(SignedMessage),
     /// The operator pauses this session.
@@ -71,10 +75,11 @@ pub struct Seller {
     granted: Extension,
     /// Vouchers held that do not count yet.
     deferred: Msat,
+    funding: Funding,
     operator: Operator,
     told: Option<PauseReason>,
-    /// When patience with the buyer ends, while nothing flows for want of its doing.
-    patient_until: Option<Instant>,
+    /// What is waited for while nothing flows, and when patience with that ends.
+    awaits: Option<(Instant, Why)>,
     phase: Phase,
     pace: Pace,
     faults: u32,
@@ -86,6 +91,12 @@ pub struct Seller {
 struct Held {
     receipt: Receipt,
     message: SignedMessage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Funding {
+    Stands,
+    Lost,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,9 +138,10 @@ impl Seller {
             held: None,
             granted,
             deferred: Msat::ZERO,
+            funding: Funding::Stands,
             operator: Operator::Serves,
             told: Some(PauseReason::Detached),
-            patient_until: None,
+            awaits: None,
             phase: Phase::Open,
             pace: Pace::default(),
             faults: 0,
@@ -206,6 +218,8 @@ impl Seller {
             }
             Input::Paid { total } => self.credit.on_paid(total),
             Input::Deferred { total } => self.deferred = self.deferred.max(total),
+            Input::FundingLost => self.funding = Funding::Lost,
+            Input::FundingFound => self.funding = Funding::Stands,
             Input::Received(message) => self.on_message(message, now),
             Input::PauseAsked => self.operator = Operator::Pauses,
             Input::ResumeAsked => self.operator = Operator::Serves,
@@ -227,7 +241,7 @@ impl Seller {
             Phase::Open => [
                 Some((self.expires, Why::Expiry)),
                 self.link.until().map(|at| (at, Why::Detached)),
-                self.patient_until.zip(self.told.and_then(reason_to_wait)),
+                self.awaits,
             ]
             .into_iter()
             .flatten()
@@ -243,21 +257,14 @@ impl Seller {
         match self.phase {
             Phase::Open if is_past(Some(self.expires)) => self.leave(CloseReason::Expired, now),
             Phase::Open if is_past(self.link.until()) => self.leave(CloseReason::Detached, now),
-            Phase::Open if is_past(self.patient_until) => match self.told {
-                Some(PauseReason::Unpaid) => self.leave(CloseReason::Unpaid, now),
-                Some(PauseReason::AwaitingReceipt) => self.leave(CloseReason::MeterDispute, now),
-                Some(PauseReason::QuotaSpent) => self.leave(CloseReason::Completed, now),
-                Some(
-                    PauseReason::WaitingForConfirmation
-                    | PauseReason::SellerPaused
-                    | PauseReason::Detached,
-                )
-                | None => self.patient_until = None,
+            Phase::Open => match self.awaits {
+                Some((until, why)) if until <= now => self.leave(given_up(why), now),
+                Some(_) | None => {}
             },
             Phase::Leaving { reason, until } if until <= now => {
                 self.finish(reason, Signatures::OneSided);
             }
-            Phase::Open | Phase::Leaving { .. } | Phase::Closed(_) => {}
+            Phase::Leaving { .. } | Phase::Closed(_) => {}
         }
         self.update(now);
     }
@@ -398,9 +405,9 @@ impl Seller {
             return;
         }
         if self.link == Link::Attached {
-            let limit = match self.operator {
-                Operator::Serves => self.credit.seller_limit(self.signed()),
-                Operator::Pauses => Bytes::ZERO,
+            let limit = match (self.operator, self.funding) {
+                (Operator::Serves, Funding::Stands) => self.credit.seller_limit(self.signed()),
+                (Operator::Pauses, _) | (_, Funding::Lost) => Bytes::ZERO,
             };
             let total = self.own.total();
             // Heard of now and then, so that the meter's count is known when a receipt is written down.
@@ -423,6 +430,8 @@ impl Seller {
             Some(PauseReason::Detached)
         } else if self.operator == Operator::Pauses {
             Some(PauseReason::SellerPaused)
+        } else if self.funding == Funding::Lost {
+            Some(PauseReason::WaitingForConfirmation)
         } else if own.max(signed) >= self.credit.quota() {
             Some(PauseReason::QuotaSpent)
         } else if own >= self.credit.buyer_limit() {
@@ -440,23 +449,40 @@ impl Seller {
 
     fn tell(&mut self, now: Instant) {
         let standing = self.standing();
+        let awaited = standing.and_then(|reason| self.awaited(reason));
+        if awaited != self.awaits.map(|(_, why)| why) {
+            self.awaits = awaited.map(|why| (deadline(now, self.patience_for(why)), why));
+        }
         if standing == self.told {
             return;
         }
         self.told = standing;
-        self.patient_until = standing
-            .and_then(reason_to_wait)
-            .map(|why| deadline(now, self.patience_for(why)));
         if self.link == Link::Attached {
             self.send(standing.map_or(Body::Resume, Body::Pause));
         }
         self.notify(standing.map_or(Event::Resumed, Event::Paused));
     }
 
+    /// What ends the wait while delivery is held back for this reason; `None` if that may take as long
+    /// as the lease.
+    fn awaited(&self, reason: PauseReason) -> Option<Why> {
+        match reason {
+            PauseReason::Unpaid => Some(Why::Unpaid),
+            PauseReason::AwaitingReceipt => Some(Why::Receipt),
+            PauseReason::QuotaSpent => Some(Why::Quota),
+            PauseReason::WaitingForConfirmation => match self.funding {
+                Funding::Stands => None,
+                Funding::Lost => Some(Why::Funding),
+            },
+            PauseReason::SellerPaused | PauseReason::Detached => None,
+        }
+    }
+
     const fn patience_for(&self, why: Why) -> std::time::Duration {
         match why {
             Why::Receipt => self.patience.receipt,
             Why::Quota => self.patience.quota,
+            Why::Funding => self.patience.funding,
             _ => self.patience.unpaid,
         }
     }
@@ -483,14 +509,12 @@ impl Seller {
     }
 }
 
-/// What the buyer owes while delivery is held back for this reason; `None` if it owes nothing.
-const fn reason_to_wait(reason: PauseReason) -> Option<Why> {
-    match reason {
-        PauseReason::Unpaid => Some(Why::Unpaid),
-        PauseReason::AwaitingReceipt => Some(Why::Receipt),
-        PauseReason::QuotaSpent => Some(Why::Quota),
-        PauseReason::WaitingForConfirmation | PauseReason::SellerPaused | PauseReason::Detached => {
-            None
-        }
+/// How a session ends whose seller has waited for this in vain.
+const fn given_up(why: Why) -> CloseReason {
+    match why {
+        Why::Receipt => CloseReason::MeterDispute,
+        Why::Quota => CloseReason::Completed,
+        Why::Funding => CloseReason::ChannelLost,
+        _ => CloseReason::Unpaid,
     }
 }

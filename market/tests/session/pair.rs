@@ -253,6 +253,48 @@ fn a_voucher_that_does_not_count_yet_pauses_without_closing() {
 }
 
 #[test]
+fn a_funding_that_a_reorganisation_loses_and_brings_back_costs_a_pause() {
+    both_modes(|deal| {
+        let mut world = World::new(deal);
+        world.connect();
+        world.want_down = 8 * W;
+        world.run_until(MINUTE, |world| world.seller.truth > 2 * W);
+
+        world.tell_seller(seller::Input::FundingLost);
+        let at_stop = world.seller.truth;
+        world.run(30 * SECOND);
+        assert_eq!(world.seller.truth, at_stop);
+        assert_eq!(
+            world.buyer.machine.as_ref().unwrap().paused(),
+            Some(PauseReason::WaitingForConfirmation)
+        );
+
+        world.tell_seller(seller::Input::FundingFound);
+        world.run_until(MINUTE, World::is_idle);
+        let (buyer, seller) = world.close();
+        assert_eq!(buyer, seller);
+        assert_eq!(buyer.billed(), world.cost(8 * W));
+    });
+}
+
+#[test]
+fn a_funding_that_does_not_come_back_ends_the_session_with_what_was_signed() {
+    both_modes(|deal| {
+        let mut world = World::new(deal);
+        world.connect();
+        world.want_down = 8 * W;
+        world.run_until(MINUTE, |world| world.seller.truth > 2 * W);
+
+        world.tell_seller(seller::Input::FundingLost);
+        world.run(MINUTE + 10 * SECOND);
+
+        let (buyer, seller) = (world.buyer_ending(), world.seller_ending());
+        assert_eq!(seller.unwrap().reason, CloseReason::ChannelLost);
+        assert_eq!(buyer, seller);
+    });
+}
+
+#[test]
 fn a_lease_ends_at_its_expiry_on_both_sides() {
     both_modes(|deal| {
         let mut world = World::new(Deal {

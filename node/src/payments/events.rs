@@ -231,7 +231,14 @@ impl Payments {
                     blocks_left,
                 });
             }
-            payee::Event::FundingLost
+            payee::Event::FundingDropped | payee::Event::FundingFound if is_in_use => {
+                let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
+                self.outputs.extend(lease.map(|lease| match event {
+                    payee::Event::FundingDropped => Output::FundingLost { lease },
+                    _ => Output::FundingFound { lease },
+                }));
+            }
+            payee::Event::FundingConflicted
             | payee::Event::ServiceStopped
             | payee::Event::Closing { .. }
             | payee::Event::Ending { .. }
@@ -244,7 +251,9 @@ impl Payments {
             }
             payee::Event::Funded { .. }
             | payee::Event::LimitChanged { .. }
-            | payee::Event::FundingLost
+            | payee::Event::FundingDropped
+            | payee::Event::FundingFound
+            | payee::Event::FundingConflicted
             | payee::Event::ServiceStopped
             | payee::Event::Closing { .. }
             | payee::Event::Ending { .. }

@@ -81,6 +81,17 @@ pub(crate) enum Output {
         /// Why.
         failure: PayFailure,
     },
+    /// Seller: service on this lease must stop until [`FundingFound`](Self::FundingFound): what pays
+    /// for it is in no block and no mempool.
+    FundingLost {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// Seller: what pays for this lease is there again.
+    FundingFound {
+        /// The lease.
+        lease: LeaseId,
+    },
     /// Service on this lease must end: its channel is.
     ChannelEnding {
         /// The lease.

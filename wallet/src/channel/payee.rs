@@ -149,9 +149,14 @@ pub enum Event {
     ZeroConfReleased,
     /// The funding was lost while a grant was out: the budget keeps it counted for a while.
     ZeroConfLost,
-    /// The funding is being replaced or was evicted: stop service; nothing more is credited until
-    /// it is seen again.
-    FundingLost,
+    /// The funding is in no block and no mempool that we know of: stop service; nothing more is
+    /// credited until it is found again, as it is after most reorganisations.
+    FundingDropped,
+    /// Something else spends what the funding spends: end service. Nothing more is credited unless
+    /// the funding is found again.
+    FundingConflicted,
+    /// The funding is there again, after one of the two before.
+    FundingFound,
     /// The expiry is near: end service on this channel. Vouchers that pay for service already
     /// given are still taken until the close.
     ServiceStopped,

@@ -320,7 +320,7 @@ fn double_spent_funding_costs_no_more_than_what_was_granted_for_it() {
         told,
         [
             Event::ZeroConfLost,
-            Event::FundingLost,
+            Event::FundingConflicted,
             Event::LimitChanged {
                 limit: Amount::ZERO
             }

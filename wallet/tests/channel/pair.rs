@@ -226,7 +226,9 @@ impl World {
             }
             Event::Funded { .. }
             | Event::LimitChanged { .. }
-            | Event::FundingLost
+            | Event::FundingDropped
+            | Event::FundingConflicted
+            | Event::FundingFound
             | Event::ServiceStopped
             | Event::Closing { .. }
             | Event::Ending { .. }

@@ -532,7 +532,7 @@ fn double_spent_funding_freezes_the_payee_at_what_it_granted() {
         tail,
         [
             payee::Event::ZeroConfLost,
-            payee::Event::FundingLost,
+            payee::Event::FundingConflicted,
             payee::Event::LimitChanged {
                 limit: Amount::ZERO
             },

@@ -37,7 +37,7 @@ impl Seller {
             return;
         }
         self.told = None;
-        self.patient_until = None;
+        self.awaits = None;
         self.outputs.push_back(Output::Stop);
         if let Link::Detached { .. } = self.link {
             return self.finish(reason, Signatures::OneSided);
@@ -58,7 +58,7 @@ impl Seller {
             signatures,
         };
         self.told = None;
-        self.patient_until = None;
+        self.awaits = None;
         self.phase = Phase::Closed(ending);
         self.persist(Fact::Closed(Closed {
             reason,

@@ -104,9 +104,9 @@ impl Payee {
             Input::TipChanged(tip) => self.tip_changed(tip),
             Input::FundingSeen(sighting) => self.seen(sighting, now),
             Input::FundingConfirmed { confirmations } => self.confirmed(confirmations),
-            Input::FundingDropped => self.lost(),
+            Input::FundingDropped => self.lost(Chain::Dropped),
             Input::FundingConflicted { confirmations } => {
-                self.lost();
+                self.lost(Chain::Conflicted);
                 if confirmations >= FINAL_DEPTH && matches!(self.state, State::Funded(_)) {
                     self.abandon();
                 }
@@ -147,7 +147,11 @@ impl Payee {
             } if self.zero_conf_limit() > Amount::ZERO => {
                 since.checked_add(self.policy.min_mempool_age)
             }
-            Chain::Unseen | Chain::Mempool { .. } | Chain::Confirmed { .. } | Chain::Lost => None,
+            Chain::Unseen
+            | Chain::Mempool { .. }
+            | Chain::Confirmed { .. }
+            | Chain::Dropped
+            | Chain::Conflicted => None,
         }
     }
 
@@ -266,19 +270,25 @@ impl Payee {
             return;
         };
         let is_sound = sighting.is_sound();
-        funded.chain = match funded.chain {
+        let was = funded.chain;
+        funded.chain = match was {
             // What was granted stays: the rule guards the decision to trust, not its memory.
             Chain::Mempool { since, grant, .. } => Chain::Mempool {
                 since,
                 is_sound,
                 grant,
             },
-            Chain::Unseen | Chain::Confirmed { .. } | Chain::Lost => Chain::Mempool {
-                since: now,
-                is_sound,
-                grant: Grant::Young,
-            },
+            Chain::Unseen | Chain::Confirmed { .. } | Chain::Dropped | Chain::Conflicted => {
+                Chain::Mempool {
+                    since: now,
+                    is_sound,
+                    grant: Grant::Young,
+                }
+            }
         };
+        if was.is_lost() {
+            self.notify(Event::FundingFound);
+        }
         self.limit_may_have_changed();
         self.handle_timeout(now);
     }
@@ -291,21 +301,27 @@ impl Payee {
         if !matches!(was, Chain::Confirmed { .. }) {
             self.notify(Event::ZeroConfReleased);
         }
+        if was.is_lost() {
+            self.notify(Event::FundingFound);
+        }
         self.limit_may_have_changed();
     }
 
-    fn lost(&mut self) {
+    fn lost(&mut self, becomes: Chain) {
         let State::Funded(funded) = &mut self.state else {
             return;
         };
-        let was = std::mem::replace(&mut funded.chain, Chain::Lost);
-        if was == Chain::Lost {
+        let was = std::mem::replace(&mut funded.chain, becomes);
+        if was == becomes {
             return;
         }
         if was.has_asked() {
             self.notify(Event::ZeroConfLost);
         }
-        self.notify(Event::FundingLost);
+        self.notify(match becomes {
+            Chain::Conflicted => Event::FundingConflicted,
+            _ => Event::FundingDropped,
+        });
         self.limit_may_have_changed();
     }
 
@@ -470,7 +486,7 @@ impl Payee {
         };
         let confirmations = match funded.chain {
             Chain::Confirmed { confirmations } => confirmations,
-            Chain::Unseen | Chain::Mempool { .. } | Chain::Lost => 0,
+            Chain::Unseen | Chain::Mempool { .. } | Chain::Dropped | Chain::Conflicted => 0,
         };
         self.outputs.push_back(Output::Send(Message::Depth(Depth {
             channel: self.contract.id(),

@@ -46,7 +46,10 @@ pub(super) enum Chain {
     Confirmed {
         confirmations: u32,
     },
-    Lost,
+    /// In no block and no mempool.
+    Dropped,
+    /// Displaced by another transaction.
+    Conflicted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +97,11 @@ impl Funded {
 }
 
 impl Chain {
+    /// Whether the funding was known and is gone.
+    pub(super) const fn is_lost(self) -> bool {
+        matches!(self, Self::Dropped | Self::Conflicted)
+    }
+
     /// Whether the budget was asked while the funding was unconfirmed.
     pub(super) const fn has_asked(self) -> bool {
         matches!(

@@ -41,7 +41,7 @@ impl Payee {
         }
         match funded.chain {
             Chain::Unseen | Chain::Mempool { .. } => Stage::Seen,
-            Chain::Lost => Stage::Conflicted,
+            Chain::Dropped | Chain::Conflicted => Stage::Conflicted,
             Chain::Confirmed { confirmations } => {
                 match confirmations >= self.contract.accept().exposure.final_depth() {
                     true => Stage::Open,
@@ -95,7 +95,7 @@ impl Payee {
         }
         let exposure = &self.contract.accept().exposure;
         let limit = match funded.chain {
-            Chain::Unseen | Chain::Lost => Amount::ZERO,
+            Chain::Unseen | Chain::Dropped | Chain::Conflicted => Amount::ZERO,
             Chain::Mempool {
                 grant: Grant::Given(limit),
                 ..
@@ -118,7 +118,7 @@ impl Payee {
         phase.is_some_and(|phase| phase < Phase::Stop)
             && funded.close.is_none()
             && funded.spent.is_none()
-            && funded.chain != Chain::Lost
+            && !funded.chain.is_lost()
     }
 
     /// Whether deeper confirmations would still change anything.
