@@ -320,10 +320,16 @@ impl Lease {
         self.quote().content().price
     }
 
-    /// The rate that is promised and enforced, both directions summed.
+    /// The most that is carried in a second, both directions summed.
     #[must_use]
     pub fn rate(&self) -> BytesPerSecond {
         self.quote().content().rate
+    }
+
+    /// What is there for this lease however many others share the seller's line.
+    #[must_use]
+    pub fn assured(&self) -> BytesPerSecond {
+        self.quote().content().assured
     }
 
     /// The quota at the start; extensions may raise it.

@@ -118,7 +118,8 @@ cbor_map! {
         3 => pub buyer: NodeId,
         /// Per GB, both directions summed.
         4 => pub price: Price,
-        /// The rate that is promised and enforced, both directions summed.
+        /// The most that is carried in a second, both directions summed: enforced, and what decides
+        /// how much is at stake. Others may share the line; see `assured`.
         5 => pub rate: BytesPerSecond,
         /// The most the lease may carry, extensions included.
         6 => pub max_quota: Bytes,
@@ -141,6 +142,9 @@ cbor_map! {
         14 => pub tunnel: Tunnels,
         /// What the seller's egress lets through.
         15 => pub egress: Egress,
+        /// What is there for this lease however many others share the seller's line: the lowest rate
+        /// that the buyer had use for.
+        16 => pub assured: BytesPerSecond,
     }
 }
 
@@ -166,6 +170,14 @@ pub enum QuoteError {
     /// The rate is zero or above [`MAX_RATE`].
     #[error("a rate of {} bytes/s is out of range", .0.get())]
     Rate(BytesPerSecond),
+    /// More is assured than is ever carried.
+    #[error("{} bytes/s are assured of at most {}", assured.get(), rate.get())]
+    Assured {
+        /// As quoted.
+        assured: BytesPerSecond,
+        /// As quoted.
+        rate: BytesPerSecond,
+    },
     /// The price is above [`MAX_PRICE`].
     #[error("a price of {} msat/GB is out of range", .0.msat_per_gb())]
     Price(Price),
@@ -192,6 +204,12 @@ impl Quote {
     pub fn check(&self) -> Result<(), QuoteError> {
         if self.rate == BytesPerSecond::default() || self.rate > MAX_RATE {
             return Err(QuoteError::Rate(self.rate));
+        }
+        if self.assured > self.rate {
+            return Err(QuoteError::Assured {
+                assured: self.assured,
+                rate: self.rate,
+            });
         }
         if self.window != window_for(self.rate) {
             return Err(QuoteError::Window {

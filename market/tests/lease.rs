@@ -47,6 +47,7 @@ fn quote() -> Quote {
         rail: Rails::CHANNEL,
         tunnel: Tunnels::PROXY,
         egress: Egress::IPV4,
+        assured: BytesPerSecond::new(125_000),
         unknown: Unknown::default(),
     }
 }
@@ -102,6 +103,7 @@ fn the_largest_lease_fits_its_caps() {
         rail: Rails::from_bits(1 << 31),
         tunnel: Tunnels::from_bits(1 << 31),
         egress: Egress::from_bits(u32::MAX),
+        assured: rate,
         ..quote()
     };
     assert_eq!(largest.check(), Ok(()));
@@ -119,7 +121,7 @@ fn the_largest_lease_fits_its_caps() {
         lease.as_bytes().len(),
     ];
     // What is left in each envelope is room for fields of later versions.
-    assert_eq!(sizes, [288, 435, 563]);
+    assert_eq!(sizes, [294, 441, 569]);
     assert!(sizes[0] + 128 <= Quote::MAX_BYTES);
     assert!(sizes[1] + 256 <= Proposal::MAX_BYTES);
     assert!(sizes[2] + 256 <= Acceptance::MAX_BYTES);
@@ -195,7 +197,7 @@ fn an_expired_quote_is_not_accepted() {
 fn quotes_that_make_no_sense_are_not_taken_up_whoever_signed_them() {
     type Change = fn(&mut Quote);
     type Check = fn(&QuoteError) -> bool;
-    let changes: [(Change, Check); 11] = [
+    let changes: [(Change, Check); 12] = [
         (
             |quote| quote.rate = BytesPerSecond::new(0),
             |error| matches!(error, QuoteError::Rate(_)),
@@ -203,6 +205,10 @@ fn quotes_that_make_no_sense_are_not_taken_up_whoever_signed_them() {
         (
             |quote| quote.rate = BytesPerSecond::new(MAX_RATE.get() + 1),
             |error| matches!(error, QuoteError::Rate(_)),
+        ),
+        (
+            |quote| quote.assured = BytesPerSecond::new(quote.rate.get() + 1),
+            |error| matches!(error, QuoteError::Assured { .. }),
         ),
         (
             |quote| quote.window = Bytes::new(quote.window.get() + 1),

@@ -112,6 +112,7 @@ fn quote() -> Quote {
         rail: Rails::CHANNEL,
         tunnel: Tunnels::PROXY,
         egress: Egress::IPV4 | Egress::UDP,
+        assured: BytesPerSecond::new(250_000),
         unknown: Unknown::default(),
     }
 }

@@ -354,7 +354,8 @@ impl Buyer {
         quote.rfq == rfq.id
             && quote.buyer == self.me
             && quote.check().is_ok()
-            && (rfq.min_rate..=rfq.rate).contains(&quote.rate)
+            && quote.rate <= rfq.rate
+            && quote.assured >= rfq.min_rate
             && quote.max_quota >= rfq.quota
             && quote.modes.contains(rfq.mode.as_set())
             && rfq.rails.contains(quote.rail)

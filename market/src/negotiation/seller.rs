@@ -2,7 +2,9 @@
 //!
 //! A quote is firm for the capacity there is: at most a quarter of the free slots is held for quotes
 //! under way, so that asking costs nobody a slot; a quote without a hold is good as long as a slot is
-//! free. One quote and one lease per buyer: the pair shares one channel, and credit carried over from
+//! free. Rates are ceilings and may add up to more than the line; what is assured is not: leases share
+//! the line evenly, and no lease is made that would bring an even share below what any of them was
+//! assured. One quote and one lease per buyer: the pair shares one channel, and credit carried over from
 //! earlier sessions must not be promised twice.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -35,7 +37,7 @@ pub struct Supply {
     pub terms: Terms,
     /// Leases at once.
     pub slots: u16,
-    /// What the rates of all leases may add up to. Above the line's own rate it oversells.
+    /// What all leases share, evenly while they all want more than there is.
     pub rate: BytesPerSecond,
 }
 
@@ -151,7 +153,7 @@ enum Hold {
 #[derive(Clone, Copy, Debug)]
 struct Live {
     buyer: NodeId,
-    rate: BytesPerSecond,
+    assured: BytesPerSecond,
 }
 
 impl Seller {
@@ -210,7 +212,7 @@ impl Seller {
                 };
                 self.outputs.push_back(output);
             }
-            Input::Restored(lease) => self.occupy(lease.id(), lease.buyer(), lease.rate()),
+            Input::Restored(lease) => self.occupy(lease.id(), lease.buyer(), lease.assured()),
             Input::Ended(lease) => {
                 self.leases.remove(&lease);
             }
@@ -279,9 +281,8 @@ impl Seller {
         }
         // Whatever this buyer was quoted before is replaced, and its hold with it.
         self.quotes.retain(|_, quote| quote.quote.buyer != from);
-        let free = self.free();
-        let rate = rfq.rate.min(terms.rate).min(free.rate);
-        if free.slots == 0 || rate < rfq.min_rate || rate == none {
+        let rate = rfq.rate.min(terms.rate).min(supply.rate);
+        if !self.has_room_for(rfq.min_rate) || rate < rfq.min_rate || rate == none {
             return Err(Refusal::NoCapacity);
         }
         if self.quotes.len() >= MAX_QUOTES || self.quotes.contains_key(&id) {
@@ -304,6 +305,7 @@ impl Seller {
             rail: Rails::from_bits(rail),
             tunnel: Tunnels::from_bits(tunnel),
             egress: terms.egress,
+            assured: rfq.min_rate,
             unknown: Unknown::default(),
         };
         // Terms that cannot be quoted are this seller's own mistake; it does not sell by them.
@@ -361,23 +363,22 @@ impl Seller {
             return Err(Refusal::Term);
         }
         let hold = outstanding.hold;
-        let free = self.free();
         let has_room = match hold {
             Hold::Firm => self.unleased() > 0,
-            Hold::None => free.slots > 0 && free.rate >= quote.rate,
+            Hold::None => self.has_room_for(quote.assured),
         };
         if !has_room {
             return Err(Refusal::NoCapacity);
         }
-        self.occupy(id, buyer, quote.rate);
+        self.occupy(id, buyer, quote.assured);
         Ok(Taken::New)
     }
 
     /// Gives a slot to a lease. Whatever else its buyer was quoted is void: the credit that was carried
     /// into those quotes is now in this lease.
-    fn occupy(&mut self, lease: LeaseId, buyer: NodeId, rate: BytesPerSecond) {
+    fn occupy(&mut self, lease: LeaseId, buyer: NodeId, assured: BytesPerSecond) {
         self.quotes.retain(|_, quote| quote.quote.buyer != buyer);
-        self.leases.insert(lease, Live { buyer, rate });
+        self.leases.insert(lease, Live { buyer, assured });
     }
 
     fn has_lease(&self, buyer: NodeId) -> bool {
@@ -396,25 +397,23 @@ impl Seller {
             .filter(|quote| quote.hold == Hold::Firm)
     }
 
-    /// What neither a lease nor a hold has taken.
-    fn free(&self) -> Free {
-        let rate = self.supply.as_ref().map_or(0, |supply| supply.rate.get());
-        let leased = self.leases.values().map(|lease| lease.rate);
-        let held = self.held().map(|quote| quote.quote.rate);
-        let taken = leased
-            .chain(held)
-            .fold(0_u64, |sum, rate| sum.saturating_add(rate.get()));
-        Free {
-            slots: self.unleased().saturating_sub(self.held().count()),
-            rate: BytesPerSecond::new(rate.saturating_sub(taken)),
+    /// Whether one more lease that is assured so much leaves every other what it was assured. Leases and
+    /// holds count alike: a hold may become a lease at any moment.
+    fn has_room_for(&self, assured: BytesPerSecond) -> bool {
+        let Some(supply) = &self.supply else {
+            return false;
+        };
+        let held = self.held().count();
+        if held >= self.unleased() {
+            return false;
         }
+        let sharing = self.leases.len().saturating_add(held).saturating_add(1);
+        let share = supply.rate.get() / u64::try_from(sharing).unwrap_or(u64::MAX);
+        let leased = self.leases.values().map(|lease| lease.assured);
+        let held = self.held().map(|quote| quote.quote.assured);
+        let most = leased.chain(held).fold(assured, BytesPerSecond::max);
+        most.get() <= share
     }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Free {
-    slots: usize,
-    rate: BytesPerSecond,
 }
 
 enum Taken {

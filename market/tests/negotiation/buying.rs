@@ -323,7 +323,7 @@ fn a_look_at_the_market_proposes_nothing() {
 
 #[test]
 fn quotes_that_answer_something_else_are_not_looked_at() {
-    let changes: [fn(&mut Quote); 9] = [
+    let changes: [fn(&mut Quote); 10] = [
         |quote| quote.rfq = bitmesh_market::quote::RfqId::from_bytes([9; 16]),
         |quote| quote.buyer = node(101),
         |quote| quote.window = Bytes::new(quote.window.get() * 2),
@@ -336,6 +336,8 @@ fn quotes_that_answer_something_else_are_not_looked_at() {
             quote.rate = BytesPerSecond::new(1);
             quote.window = bitmesh_market::quote::window_for(quote.rate);
         },
+        // Less to count on than is of use.
+        |quote| quote.assured = BytesPerSecond::new(quote.assured.get() - 1),
         |quote| quote.max_quota = Bytes::new(GB - 1),
         |quote| quote.modes = bitmesh_market::offer::Modes::POSTPAID,
         |quote| quote.rail = bitmesh_market::offer::Rails::LIGHTNING,

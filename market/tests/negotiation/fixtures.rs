@@ -67,6 +67,7 @@ pub(crate) fn quote(buyer: NodeId, id: u8, price: u64) -> Quote {
         rail: Rails::CHANNEL,
         tunnel: Tunnels::PROXY,
         egress: Egress::IPV4,
+        assured: rfq.min_rate,
         unknown: Unknown::default(),
     }
 }

@@ -234,21 +234,50 @@ fn a_quote_of_another_seller_or_for_another_buyer_is_refused() {
 }
 
 #[test]
-fn slots_and_rates_are_never_given_twice() {
+fn slots_are_never_given_twice() {
     let mut shop = Shop::new(4);
+
     for buyer in 1..=4 {
         assert!(shop.lease(buyer).is_ok());
     }
-    assert_eq!(shop.ask(5), Err(Refusal::NoCapacity));
 
-    let mut narrow = Shop::new(4);
-    let rate = BytesPerSecond::new(3_000_000);
-    narrow.tell(Input::Supplied(Some(Supply { rate, ..supply(4) })));
-    narrow.lease(1).unwrap();
-    // What is left of the line is less than was asked for, and enough.
-    let second = narrow.lease(2).unwrap();
-    assert_eq!(second.rate(), BytesPerSecond::new(500_000));
-    assert_eq!(narrow.ask(3), Err(Refusal::NoCapacity));
+    assert_eq!(shop.ask(5), Err(Refusal::NoCapacity));
+}
+
+#[test]
+fn leases_share_a_line_that_any_of_them_could_fill() {
+    let mut shop = Shop::new(4);
+    let rate = terms().rate;
+    shop.tell(Input::Supplied(Some(Supply { rate, ..supply(4) })));
+
+    let leases: Vec<_> = (1..=4).map(|buyer| shop.lease(buyer).unwrap()).collect();
+
+    for lease in leases {
+        assert_eq!((lease.rate(), lease.assured()), (rate, rfq().min_rate));
+    }
+}
+
+#[test]
+fn no_lease_takes_from_another_what_that_was_assured() {
+    let mut shop = Shop::new(8);
+    let rate = BytesPerSecond::new(2_500_000);
+    shop.tell(Input::Supplied(Some(Supply { rate, ..supply(8) })));
+    let demanding = Rfq {
+        min_rate: BytesPerSecond::new(1_000_000),
+        ..rfq()
+    };
+
+    let first = shop.ask_with(1, demanding.clone(), Account::default());
+    let first = shop.propose(1, proposal(&first.unwrap())).unwrap();
+    shop.lease(2).unwrap();
+
+    // A third would leave 833 kB/s to each, whatever it asks for itself.
+    assert_eq!(first.assured(), demanding.min_rate);
+    assert_eq!(shop.ask(3), Err(Refusal::NoCapacity));
+    shop.tell(Input::Ended(first.id()));
+    assert!(shop.ask(3).is_ok());
+    let greedy = shop.ask_with(4, demanding, Account::default());
+    assert_eq!(greedy, Err(Refusal::NoCapacity));
 }
 
 #[test]
@@ -385,7 +414,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_slot_no_rate_and_no_credit_is_given_twice(
+    fn no_slot_and_no_credit_is_given_twice_and_what_is_assured_is_there(
         turns in proptest::collection::vec(turn(), 1..60),
     ) {
         let mut shop = Shop::new(4);
@@ -408,8 +437,8 @@ proptest! {
                         && live.insert(lease.id(), lease.clone()).is_none()
                     {
                         prop_assert!(before < usize::from(slots));
-                        let rates: u64 = live.values().map(|lease| lease.rate().get()).sum();
-                        prop_assert!(rates <= u64::from(slots) * 2_500_000);
+                        let share = u64::from(slots) * 2_500_000 / live.len() as u64;
+                        prop_assert!(live.values().all(|lease| lease.assured().get() <= share));
                         prop_assert!(taken.insert(quote.content().id, lease).is_none());
                     }
                 }

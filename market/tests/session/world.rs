@@ -95,6 +95,7 @@ impl Deal {
             rail: Rails::CHANNEL,
             tunnel: Tunnels::PROXY,
             egress: Egress::IPV4,
+            assured: BytesPerSecond::new(1),
             unknown: Unknown::default(),
         };
         let quote = Signed::seal(quote, &seller_key(), NETWORK);

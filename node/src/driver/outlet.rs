@@ -32,9 +32,9 @@ impl Outlet {
         self.exit.policy().preset()
     }
 
-    /// Sets the rate that sessions begun from now on share.
-    pub(super) fn set_total_rate(&mut self, total: BytesPerSecond) {
-        self.shaper = Shaper::new(Some(total));
+    /// Sets the rate that all sessions share, those that run included.
+    pub(super) fn set_total_rate(&self, total: BytesPerSecond) {
+        self.shaper.set_total(total);
     }
 
     /// Serves one session until its lanes are lost or `cut` is cancelled; then tells `ended`.

@@ -1,9 +1,10 @@
 //! Rates: what one lease may use, and how leases share what the seller has.
 //!
 //! Two token buckets in a row. A lease's flows take from the lease's allowance; when it is used up
-//! the lease buys another portion from its own bucket and then from the common one. Each lease
-//! stands in the common queue once, however many flows it has, so leases share evenly, and one that
-//! is alone gets all there is.
+//! the lease takes another portion out of its own bucket, and out of its share, which it fills from
+//! the common bucket. Each lease stands in the common queue once, however many flows it has, and gets
+//! as much there as any other each time, however slow it is by itself. So leases that want more than
+//! there is share it evenly, and one that is alone gets all there is.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,13 @@ impl Shaper {
         }
     }
 
+    /// Sets the total anew, for leases that run as well. One that was made without a total has none.
+    pub fn set_total(&self, total: BytesPerSecond) {
+        if let Some(gate) = self.total.as_ref() {
+            gate.set_rate(total);
+        }
+    }
+
     /// What one lease takes its bytes from; `None` does not limit the lease by itself.
     ///
     /// Keep it for the life of the lease and clone it into each attachment: two of them are two
@@ -52,7 +60,7 @@ impl Shaper {
             own: rate.map(Gate::new),
             total: Arc::clone(&self.total),
             allowance: AtomicU64::new(0),
-            queue: tokio::sync::Mutex::new(()),
+            share: tokio::sync::Mutex::new(0),
         };
         LeaseShaper {
             lease: (!unlimited).then(|| Arc::new(lease)),
@@ -70,9 +78,10 @@ pub struct LeaseShaper {
 struct Lease {
     own: Option<Gate>,
     total: Arc<Option<Gate>>,
-    /// Bought and not used.
+    /// Passed both buckets and not used.
     allowance: AtomicU64,
-    queue: tokio::sync::Mutex<()>,
+    /// Passed the common bucket and not its own. Whoever holds this has the lease's turn.
+    share: tokio::sync::Mutex<u64>,
 }
 
 impl LeaseShaper {
@@ -96,7 +105,7 @@ impl LeaseShaper {
                 len,
             };
         }
-        let _turn = lease.queue.lock().await;
+        let mut share = lease.share.lock().await;
         loop {
             if let Some(len) = lease.grab(max) {
                 return Rate {
@@ -104,7 +113,7 @@ impl LeaseShaper {
                     len,
                 };
             }
-            lease.buy().await;
+            lease.buy(&mut share).await;
         }
     }
 
@@ -113,9 +122,9 @@ impl LeaseShaper {
         let Some(lease) = &self.lease else {
             return Some(Rate { lease: None, len });
         };
-        let _turn = lease.queue.try_lock().ok()?;
+        let mut share = lease.share.try_lock().ok()?;
         while !lease.grab_all(len) {
-            if !lease.try_buy() {
+            if !lease.try_buy(&mut share) {
                 return None;
             }
         }
@@ -145,44 +154,52 @@ impl Lease {
             .is_ok()
     }
 
+    /// What passes at once: no more than the common bucket gives in one turn.
     fn portion(&self) -> u64 {
         let gates = [self.own.as_ref(), self.total.as_ref().as_ref()];
         gates
             .iter()
             .flatten()
-            .map(|gate| gate.portion)
+            .map(|gate| gate.portion())
             .min()
             .unwrap_or(MAX_PORTION)
     }
 
-    fn try_buy(&self) -> bool {
+    fn try_buy(&self, share: &mut u64) -> bool {
         let portion = self.portion();
+        if let Some(total) = self.total.as_ref()
+            && *share < portion
+        {
+            let turn = total.portion();
+            if !total.try_pass(turn) {
+                return false;
+            }
+            *share += turn;
+        }
         if self.own.as_ref().is_some_and(|own| !own.try_pass(portion)) {
             return false;
         }
-        if self
-            .total
-            .as_ref()
-            .as_ref()
-            .is_some_and(|total| !total.try_pass(portion))
-        {
-            if let Some(own) = &self.own {
-                own.give_back(portion);
-            }
-            return false;
-        }
-        self.allowance.fetch_add(portion, SeqCst);
+        self.passed(portion, share);
         true
     }
 
-    async fn buy(&self) {
+    async fn buy(&self, share: &mut u64) {
         let portion = self.portion();
+        if let Some(total) = self.total.as_ref()
+            && *share < portion
+        {
+            let turn = total.portion();
+            total.pass(turn).await;
+            *share += turn;
+        }
         if let Some(own) = &self.own {
             own.pass(portion).await;
         }
-        if let Some(total) = self.total.as_ref() {
-            total.pass(portion).await;
-        }
+        self.passed(portion, share);
+    }
+
+    fn passed(&self, portion: u64, share: &mut u64) {
+        *share = share.saturating_sub(portion);
         self.allowance.fetch_add(portion, SeqCst);
     }
 }
@@ -217,23 +234,30 @@ impl Drop for Rate<'_> {
 /// A token bucket with a queue in front of it.
 #[derive(Debug)]
 struct Gate {
-    portion: u64,
+    portion: AtomicU64,
     bucket: Mutex<Bucket>,
     queue: tokio::sync::Mutex<()>,
 }
 
 impl Gate {
     fn new(rate: BytesPerSecond) -> Self {
-        let portion = rate
-            .over(PORTION_TIME)
-            .get()
-            .clamp(MIN_PORTION, MAX_PORTION);
-        let bucket = Mutex::new(Bucket::new(rate, portion, Instant::now()));
+        let portion = portion_of(rate);
         Self {
-            portion,
-            bucket,
+            portion: AtomicU64::new(portion),
+            bucket: Mutex::new(Bucket::new(rate, portion, Instant::now())),
             queue: tokio::sync::Mutex::new(()),
         }
+    }
+
+    fn set_rate(&self, rate: BytesPerSecond) {
+        let portion = portion_of(rate);
+        self.lock().set_rate(rate, portion, Instant::now());
+        self.portion.store(portion, SeqCst);
+    }
+
+    /// What passes in one turn.
+    fn portion(&self) -> u64 {
+        self.portion.load(SeqCst)
     }
 
     async fn pass(&self, len: u64) {
@@ -255,13 +279,15 @@ impl Gate {
         self.lock().take(len, Instant::now()).is_none()
     }
 
-    fn give_back(&self, len: u64) {
-        self.lock().give_back(len);
-    }
-
     fn lock(&self) -> MutexGuard<'_, Bucket> {
         self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn portion_of(rate: BytesPerSecond) -> u64 {
+    rate.over(PORTION_TIME)
+        .get()
+        .clamp(MIN_PORTION, MAX_PORTION)
 }
 
 /// Tokens by the nanosecond, so that no rate is rounded away: one byte is 10^9 tokens, and each
@@ -276,10 +302,13 @@ struct Bucket {
 
 const TOKENS_PER_BYTE: u128 = 1_000_000_000;
 
+fn burst_of(rate: BytesPerSecond, portion: u64) -> u128 {
+    u128::from(rate.over(BURST_TIME).get().max(portion)) * TOKENS_PER_BYTE
+}
+
 impl Bucket {
     fn new(rate: BytesPerSecond, portion: u64, now: Instant) -> Self {
-        let burst = rate.over(BURST_TIME).get().max(portion);
-        let burst = u128::from(burst) * TOKENS_PER_BYTE;
+        let burst = burst_of(rate, portion);
         // Starts full, as after a pause.
         Self {
             rate: rate.get().max(1),
@@ -289,14 +318,25 @@ impl Bucket {
         }
     }
 
-    /// Takes `len` bytes, or says how long to wait before they may be there.
-    fn take(&mut self, len: u64, now: Instant) -> Option<Duration> {
+    fn set_rate(&mut self, rate: BytesPerSecond, portion: u64, now: Instant) {
+        self.fill(now);
+        self.rate = rate.get().max(1);
+        self.burst = burst_of(rate, portion);
+        self.tokens = self.tokens.min(self.burst);
+    }
+
+    fn fill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.filled_at);
         self.filled_at = now;
         let earned = passed.as_nanos().saturating_mul(u128::from(self.rate));
         self.tokens = self.tokens.saturating_add(earned).min(self.burst);
+    }
 
-        let cost = u128::from(len) * TOKENS_PER_BYTE;
+    /// Takes `len` bytes, or says how long to wait before they may be there.
+    fn take(&mut self, len: u64, now: Instant) -> Option<Duration> {
+        self.fill(now);
+        // No more than there can ever be: who waits may have asked when the rate was higher.
+        let cost = (u128::from(len) * TOKENS_PER_BYTE).min(self.burst);
         if let Some(left) = self.tokens.checked_sub(cost) {
             self.tokens = left;
             return None;
@@ -304,15 +344,79 @@ impl Bucket {
         self.wait_for(cost)
     }
 
-    fn give_back(&mut self, len: u64) {
-        let tokens = u128::from(len) * TOKENS_PER_BYTE;
-        self.tokens = self.tokens.saturating_add(tokens).min(self.burst);
-    }
-
     fn wait_for(&self, cost: u128) -> Option<Duration> {
         let nanos = (cost - self.tokens).div_ceil(u128::from(self.rate));
         Some(Duration::from_nanos(
             u64::try_from(nanos).unwrap_or(u64::MAX),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1_000_000;
+
+    /// Lets each of `leases` move what it can until the first has moved `goal`, and returns how far
+    /// each came. Only what they got in the same time says anything: the machine may be busy.
+    async fn race(leases: Vec<LeaseShaper>, goal: u64) -> Vec<u64> {
+        let moved: Arc<[AtomicU64]> = leases.iter().map(|_| AtomicU64::new(0)).collect();
+        let mut runs = tokio::task::JoinSet::new();
+        for (runner, lease) in leases.into_iter().enumerate() {
+            let moved = Arc::clone(&moved);
+            runs.spawn(async move {
+                while moved.iter().all(|moved| moved.load(SeqCst) < goal) {
+                    let rate = lease.take(64 * 1024).await;
+                    let len = rate.len();
+                    rate.commit(len);
+                    moved[runner].fetch_add(len as u64, SeqCst);
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+        runs.join_all().await;
+        moved.iter().map(|moved| moved.load(SeqCst)).collect()
+    }
+
+    fn leases<const N: usize>(line: &Shaper, rates: [u64; N]) -> Vec<LeaseShaper> {
+        let lease = |rate| line.lease(Some(BytesPerSecond::new(rate)));
+        rates.into_iter().map(lease).collect()
+    }
+
+    #[tokio::test]
+    async fn leases_of_different_rates_share_a_line_that_is_too_narrow_evenly() {
+        let line = Shaper::new(Some(BytesPerSecond::new(12 * MB)));
+
+        let moved = race(leases(&line, [9 * MB, 90 * MB, 900 * MB]), 4 * MB).await;
+
+        // The bursts at the start are not shared.
+        let least = moved.iter().min().unwrap();
+        assert!(least * 10 >= 4 * MB * 8, "{moved:?}");
+    }
+
+    #[tokio::test]
+    async fn what_a_slow_lease_leaves_is_there_for_the_others() {
+        let line = Shaper::new(Some(BytesPerSecond::new(12 * MB)));
+
+        let moved = race(leases(&line, [MB, 90 * MB]), 8 * MB).await;
+
+        // An even share of the time would be 8 MB for both; at its rate it gets an eleventh of them.
+        assert!(moved[0] <= 8 * MB / 6, "{moved:?}");
+    }
+
+    #[tokio::test]
+    async fn a_new_total_holds_for_leases_that_run() {
+        let line = Shaper::new(Some(BytesPerSecond::new(1_000 * MB)));
+        let lease = leases(&line, [1_000 * MB]);
+        race(lease.clone(), MB).await;
+
+        line.set_total(BytesPerSecond::new(2 * MB));
+        let begun = Instant::now();
+        let moved = race(lease, 2 * MB).await[0];
+
+        // What was bought before comes on top.
+        let most = 2.0 * MB as f64 * begun.elapsed().as_secs_f64() + 600_000.0;
+        assert!(moved as f64 <= most, "{moved} of {most}");
     }
 }
