@@ -162,6 +162,7 @@ struct Driver {
     funding_problem: Option<SpendError>,
     extending: Vec<commands::Extending>,
     closing: Vec<commands::Closing>,
+    handing: Vec<commands::Handing>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,

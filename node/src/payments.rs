@@ -243,10 +243,17 @@ impl Payments {
             .on_lease_over(billed);
     }
 
+    /// Buyer: notes what an earlier run wrote off with this seller, in all.
+    pub(crate) fn restore_written_off(&mut self, seller: NodeId, total: Msat) {
+        let pair = self.bought.entry(seller).or_default();
+        pair.account.restore_written_off(total);
+    }
+
     // What a trade needs to know before it is made.
 
     /// Seller: what a new channel of this buyer would have to pay first, and the credit the buyer
-    /// has. Nothing need be paid first where the channel in use has room for `cost`.
+    /// has. Nothing need be paid first where the credit covers `cost`, or the channel in use has room
+    /// for the rest of it.
     pub(crate) fn terms_for(&self, buyer: NodeId, cost: Msat) -> (Msat, Msat) {
         let credit = self
             .sold
@@ -269,7 +276,7 @@ impl Payments {
                         )
                 })
             });
-        let first = if has_room {
+        let first = if has_room || credit >= cost {
             Msat::ZERO
         } else {
             self.first_payment()
@@ -291,6 +298,12 @@ impl Payments {
                 pair.account.credit(),
                 room(channel.machine.open().capacity, channel.machine.promised()),
             )
+    }
+
+    /// Buyer: whether `cost` can be paid for with this seller as things stand: by credit or through the
+    /// channel in use.
+    pub(crate) fn can_pay(&self, seller: NodeId, cost: Msat) -> bool {
+        self.session_paid(Role::Payer, seller) >= cost || self.has_room(seller, cost)
     }
 
     /// Whether a lease of this pair is being carried out.
@@ -394,10 +407,12 @@ impl Payments {
         }
     }
 
-    /// Buyer: of this pair's credit, the seller recognises only `carried` in a lease that begins now.
-    pub(crate) fn credit_recognised(&mut self, seller: NodeId, carried: Msat) {
+    /// Buyer: of this pair's credit, the seller recognises `carried` in a lease that begins now.
+    /// Returns what is written off in all from here on, if that has changed: it must be durable before
+    /// the lease is.
+    pub(crate) fn credit_recognised(&mut self, seller: NodeId, carried: Msat) -> Option<Msat> {
         let pair = self.bought.entry(seller).or_default();
-        pair.account.write_off_above(carried);
+        pair.account.recognise(carried)
     }
 
     /// A lease of this pair is carried out from now on. At most one at a time.

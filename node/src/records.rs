@@ -1,7 +1,9 @@
 //! What the node itself writes into the journal, beside the wallet's own records.
 
+use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::Lease;
 use bitmesh_market::time::UnixTime;
+use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::keys::Role;
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,8 @@ pub(crate) enum Kind {
     Session = 17,
     /// An [`OpenedRecord`].
     Opened = 18,
+    /// A [`WrittenOffRecord`].
+    WrittenOff = 19,
 }
 
 /// A lease was signed by both: from here on its session exists.
@@ -86,6 +90,44 @@ impl OpenedRecord {
 
     pub(crate) fn at(&self) -> UnixTime {
         UnixTime::from_secs(self.at)
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).expect("a Vec takes any number of bytes");
+        bytes
+    }
+
+    /// As [`LeaseRecord::from_bytes`].
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        ciborium::from_reader(bytes).ok()
+    }
+}
+
+/// Credit that this node believes to have with a seller and the seller does not recognise. The last
+/// one counts for each seller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WrittenOffRecord {
+    seller: ByteArray<32>,
+    /// A running total, in msat.
+    total: u64,
+}
+
+impl WrittenOffRecord {
+    pub(crate) fn new(seller: NodeId, total: Msat) -> Self {
+        Self {
+            seller: ByteArray::new(*seller.as_bytes()),
+            total: total.msat(),
+        }
+    }
+
+    /// `None` if the bytes of the seller are no node's.
+    pub(crate) fn seller(&self) -> Option<NodeId> {
+        NodeId::from_bytes(&*self.seller).ok()
+    }
+
+    pub(crate) fn total(&self) -> Msat {
+        Msat::from_msat(self.total)
     }
 
     pub(crate) fn to_bytes(&self) -> Vec<u8> {

@@ -140,8 +140,9 @@ pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &st
     };
     let closed = world.node(payee).ask(request).await;
     let closed = closed.unwrap_or_else(|error| panic!("{error}"));
-    let closing = closed.txid.expect("it was no dry run");
-    until_in_mempool(world, &closing).await;
+    assert!(closed.broadcast, "{closed:#?}");
+    let closing: Txid = closed.txid.expect("it was no dry run").parse().unwrap();
+    assert!(world.chain().mempool().unwrap().contains(&closing));
     world.mine(FINAL).await;
     let closed = ChannelState::Closed;
     world.until_channel(payee, channel, closed).await;

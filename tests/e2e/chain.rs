@@ -1,12 +1,14 @@
 //! Ways out that need nobody else: what a node does when the other one is gone for good.
 
-use bitmesh_node::control::api::{Buy, ChannelState, ListTransactions, TransactionKind};
+use bitmesh_node::control::api::{
+    Buy, ChannelState, ExtendLease, LeaseState, ListTransactions, TransactionKind,
+};
 use bitmesh_testnet::books::audit;
 use bitmesh_tests::{PATIENCE, World, wait};
 
 use crate::accounts::{
-    FINAL, FUNDS, MB, PRICE, balance, buy, buyer, close, confirm, file, open, seller, settle,
-    slow_seller,
+    FINAL, FUNDS, MB, PRICE, balance, buy, buyer, close, confirm, file, finish, open, pair, seller,
+    settle, slow_seller, until_received,
 };
 
 /// The shortest life of a channel, in blocks.
@@ -153,6 +155,58 @@ async fn a_channel_survives_a_reorganisation_that_unconfirms_its_funding() {
     world.fetch("bob", file(15 * MB, 1)).await;
     let delivered = [(&*first.id, 5 * MB), (&*second.id, 15 * MB)];
     balance(&world, &opening, &delivered).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_outlives_a_reorganisation_that_unconfirms_its_funding() {
+    let (world, opening) = pair(slow_seller("alice")).await;
+    let lease = buy(&world, "bob", 100 * MB).await;
+    let channel = lease.channel.clone().unwrap();
+    let download = world.download("bob", file(40 * MB, 1));
+    until_received(&download, 5 * MB).await;
+
+    let tip = world.chain().best_block().unwrap();
+    world.chain().invalidate(tip).unwrap();
+    world.chain().mine_only(&[]).unwrap();
+    for node in ["alice", "bob"] {
+        let unconfirmed = ChannelState::Unconfirmed;
+        world.until_channel(node, &channel, unconfirmed).await;
+    }
+    assert!(!download.is_over());
+    world.mine(2).await;
+    finish(download).await;
+
+    for node in ["alice", "bob"] {
+        let lease = world.lease(node, &lease.id).await;
+        assert_eq!(lease.state, LeaseState::Active);
+    }
+    balance(&world, &opening, &[(&lease.id, 40 * MB)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_credit_covers_needs_no_channel() {
+    let (world, opening) = pair(seller("alice")).await;
+    let first = buy(&world, "bob", 10 * MB).await;
+    world.fetch("bob", file(5 * MB, 1)).await;
+    let first = close(&world, "bob", "alice", &first.id).await;
+    settle(&world, "bob", "alice", first.channel.as_ref().unwrap()).await;
+
+    // The first payment of a channel was 740 sat; 100 of them are used.
+    let second = world.buy("bob", 20 * MB).await;
+    assert!(!second.cost.opens_channel);
+    assert_eq!((second.cost.most_msat, second.quote.min_first_msat), (0, 0));
+    let second = second.lease.unwrap();
+    world.fetch("bob", file(18 * MB, 2)).await;
+    let more = ExtendLease {
+        lease: second.id.clone(),
+        bytes: 50 * MB,
+    };
+    let beyond = world.node("bob").ask(more).await;
+    assert!(beyond.is_err(), "there is no channel to pay it through");
+
+    let delivered = [(&*first.id, 5 * MB), (&*second.id, 18 * MB)];
+    let books = balance(&world, &opening, &delivered).await;
+    assert_eq!((books.leases.len(), books.channels.len()), (2, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

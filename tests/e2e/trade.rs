@@ -196,9 +196,9 @@ async fn a_postpaid_buyer_pays_after_use_and_never_owes_more_than_a_window() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_buyers_at_one_seller_get_fair_shares_of_its_rate() {
-    // 8 MB/s for both: each lease is for half of it.
+    // 8 MB/s, which either lease could fill by itself.
     let alice = seller("alice")
-        .set("sell.rate", "32 Mbit/s")
+        .set("sell.rate", "64 Mbit/s")
         .set("sell.total_rate", "64 Mbit/s");
     let world = World::start([alice, buyer("bob"), buyer("carol")]).await;
     let opening = open(&world).await;

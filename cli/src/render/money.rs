@@ -61,8 +61,15 @@ pub fn sent(sent: &Sent, style: Style) -> String {
         Some(txid) => lines.row("txid", txid),
         None => lines.row("", "nothing was sent yet"),
     }
+    if sent.txid.is_some() && !sent.broadcast {
+        lines.row("", NOT_HANDED_OVER);
+    }
     lines.text(style)
 }
+
+/// What is said of a transaction that the chain source has not taken.
+const NOT_HANDED_OVER: &str =
+    "the chain source has not taken it yet; it is offered again by itself, nothing is lost";
 
 /// Transactions, newest first.
 pub fn transactions(transactions: &Transactions, style: Style) -> String {
@@ -186,6 +193,9 @@ pub fn channel_closed(closed: &ChannelClosed, style: Style) -> String {
     match &closed.txid {
         Some(txid) => lines.row("txid", txid),
         None => lines.row("", "nothing was broadcast yet"),
+    }
+    if closed.txid.is_some() && !closed.broadcast {
+        lines.row("", NOT_HANDED_OVER);
     }
     lines.text(style)
 }

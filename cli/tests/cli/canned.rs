@@ -297,6 +297,7 @@ pub(crate) fn dry_purchase() -> Purchase {
             seller: SELLER.into(),
             price_msat_per_gb: 142_000,
             rate_bytes_per_s: 2_500_000,
+            assured_bytes_per_s: 1,
             bytes: 2_000_000_000,
             window_bytes: 2_500_000,
             mode: Mode::Prepaid,
@@ -572,6 +573,7 @@ pub(crate) fn sent(txid: Option<&str>) -> Sent {
         amount_sat: 50_000,
         fee_sat: 353,
         feerate_sat_per_kvb: 2_500,
+        broadcast: txid.is_some(),
     }
 }
 
@@ -581,6 +583,7 @@ pub(crate) fn channel_closed(txid: Option<&str>) -> ChannelClosed {
         txid: txid.map(str::to_owned),
         received_sat: 8_525,
         fee_sat: 205,
+        broadcast: txid.is_some(),
     }
 }
 

@@ -327,7 +327,7 @@ impl Driver {
         if purchase
             .considered
             .keys()
-            .any(|seller| self.payments.has_room(*seller, cost))
+            .any(|seller| self.payments.can_pay(*seller, cost))
         {
             return true;
         }
@@ -487,8 +487,10 @@ impl Driver {
             feerate_sat_per_kvb: feerate.to_sat_per_kwu().saturating_mul(4),
             ..api::Cost::default()
         };
+        // What the seller carries over as paid needs no channel.
+        let fresh = traffic.saturating_sub(quote.carried);
         let has_room = quote.min_first.is_zero() && self.payments.has_room(seller, traffic);
-        if !has_room {
+        if !has_room && !fresh.is_zero() {
             let needed = most.max(traffic).sat_ceil();
             let wanted = needed
                 .saturating_add(needed.saturating_mul(CAPACITY_SPARE) / 100)
@@ -744,6 +746,7 @@ impl Purchase {
                 seller: seller.to_string(),
                 price_msat_per_gb: quote.price.msat_per_gb(),
                 rate_bytes_per_s: quote.rate.get(),
+                assured_bytes_per_s: quote.assured.get(),
                 bytes: quota.get(),
                 window_bytes: quote.window.get(),
                 mode: self.wanted.mode,

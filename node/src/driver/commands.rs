@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use bitcoin::FeeRate;
+use bitcoin::{FeeRate, Txid};
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::CloseReason;
 use bitmesh_market::units::{Bytes, BytesPerSecond, Price};
+use bitmesh_wallet::chain::BroadcastError;
 use bitmesh_wallet::keys::Role;
 use bitmesh_wallet::onchain::{HistoryEntry, Payment, SpendError, Status as TxStatus, Value};
 use tokio::sync::oneshot;
@@ -31,12 +32,44 @@ type Outcome = Result<Reply, ApiError>;
 /// How long the answer to an extension or a close is waited for before the lease is shown as it is.
 const SETTLING: Duration = Duration::from_secs(12);
 
+/// How long the chain source may take to say whether it takes a transaction.
+const HANDING: Duration = Duration::from_secs(10);
+
 /// Somebody waits for an extension to be answered.
 #[derive(Debug)]
 pub(super) struct Extending {
     lease: LeaseId,
     answer: Answer,
     until: Instant,
+}
+
+/// Somebody waits to hear whether the network has taken a transaction.
+#[derive(Debug)]
+pub(super) struct Handing {
+    txid: Txid,
+    answer: Answer,
+    until: Instant,
+    /// The answer, but for whether it was taken.
+    reply: Handed,
+}
+
+#[derive(Debug)]
+enum Handed {
+    Sent(api::Sent),
+    Closed(api::ChannelClosed),
+}
+
+impl Handed {
+    fn reply(self, broadcast: bool) -> Reply {
+        match self {
+            Self::Sent(sent) => api::Sent { broadcast, ..sent }.into(),
+            Self::Closed(closed) => api::ChannelClosed {
+                broadcast,
+                ..closed
+            }
+            .into(),
+        }
+    }
 }
 
 /// Somebody waits for a lease to be closed.
@@ -96,11 +129,20 @@ impl Driver {
             Command::GetUsage(wanted) => self.usage(wanted.lease.as_deref()),
             Command::GetBalance(_) => Ok(self.balance_view().into()),
             Command::ReceiveCoins(_) => self.receive_coins(),
-            Command::SendCoins(wanted) => self.send_coins(&wanted),
+            Command::SendCoins(wanted) => {
+                let sent = self.send_coins(&wanted);
+                self.answer_handed(sent.map(|(txid, sent)| (txid, Handed::Sent(sent))), reply);
+                return ControlFlow::Continue(());
+            }
             Command::ListTransactions(wanted) => Ok(self.transactions(wanted.limit).into()),
             Command::RevealWords(wanted) => self.reveal_words(wanted.confirm),
             Command::ListChannels(wanted) => Ok(self.list_channels(wanted.all).into()),
-            Command::CloseChannel(wanted) => self.close_channel_asked(&wanted),
+            Command::CloseChannel(wanted) => {
+                let closed = self.close_channel_asked(&wanted);
+                let closed = closed.map(|(txid, closed)| (txid, Handed::Closed(closed)));
+                self.answer_handed(closed, reply);
+                return ControlFlow::Continue(());
+            }
             Command::GetEarnings(wanted) => Ok(self.earnings_view(wanted.since_s).into()),
         };
         let _ = reply.send(outcome);
@@ -564,6 +606,9 @@ impl Driver {
         for lease in late {
             self.close_answered(lease);
         }
+        for Handing { answer, reply, .. } in self.handing.extract_if(.., |it| it.until <= now) {
+            let _ = answer.send(Ok(reply.reply(false)));
+        }
     }
 
     fn usage(&self, given: Option<&str>) -> Outcome {
@@ -600,7 +645,49 @@ impl Driver {
         }
     }
 
-    fn send_coins(&mut self, wanted: &api::SendCoins) -> Outcome {
+    /// Answers once it is known whether the network takes the transaction, if there is one.
+    fn answer_handed(&mut self, made: Result<(Option<Txid>, Handed), ApiError>, answer: Answer) {
+        match made {
+            Ok((Some(txid), reply)) => {
+                let now = self.clock.now();
+                self.handing.push(Handing {
+                    txid,
+                    answer,
+                    until: now.checked_add(HANDING).unwrap_or(now),
+                    reply,
+                });
+            }
+            Ok((None, reply)) => {
+                let _ = answer.send(Ok(reply.reply(false)));
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error));
+            }
+        }
+    }
+
+    /// The chain source has taken a transaction, or has not.
+    pub(super) fn handed(&mut self, txid: Txid, outcome: &Result<(), BroadcastError>) {
+        let waiting = self.handing.extract_if(.., |it| it.txid == txid);
+        for Handing { answer, reply, .. } in waiting {
+            let _ = answer.send(match outcome {
+                Ok(()) => Ok(reply.reply(true)),
+                Err(BroadcastError::Chain(_)) => Ok(reply.reply(false)),
+                Err(BroadcastError::Rejected(reason)) => Err(ApiError::new(
+                    ErrorCode::Refused,
+                    format!("the network does not take transaction {txid}: {reason}"),
+                    "nothing is lost: it is written down and offered again with every block; a \
+                     higher fee rate may help",
+                )
+                .with("txid", txid.to_string())),
+            });
+        }
+    }
+
+    fn send_coins(
+        &mut self,
+        wanted: &api::SendCoins,
+    ) -> Result<(Option<Txid>, api::Sent), ApiError> {
         let usage = |message: String| {
             ApiError::new(
                 ErrorCode::Usage,
@@ -649,16 +736,17 @@ impl Driver {
             let now = self.unix().secs();
             let (transaction, preview) = self.wallet.send(&payment, now).map_err(failed)?;
             self.broadcast(&transaction);
-            (Some(transaction.compute_txid().to_string()), preview)
+            (Some(transaction.compute_txid()), preview)
         };
-        Ok(api::Sent {
-            txid,
+        let sent = api::Sent {
+            txid: txid.map(|txid| txid.to_string()),
             address: wanted.address.clone(),
             amount_sat: preview.value.to_sat(),
             fee_sat: preview.fee.to_sat(),
             feerate_sat_per_kvb: feerate.to_sat_per_kwu().saturating_mul(4),
-        }
-        .into())
+            broadcast: false,
+        };
+        Ok((txid, sent))
     }
 
     fn transactions(&self, limit: Option<u32>) -> api::Transactions {
@@ -707,73 +795,74 @@ impl Driver {
         }
     }
 
-    fn close_channel_asked(&mut self, wanted: &api::CloseChannel) -> Outcome {
+    fn close_channel_asked(
+        &mut self,
+        wanted: &api::CloseChannel,
+    ) -> Result<(Option<Txid>, api::ChannelClosed), ApiError> {
         let channels = self.payments.channels();
         let ids = channels.iter().map(|view| view.id.as_str());
-        let found = resolve("channel", ids, &wanted.channel)?.to_owned();
+        let channel = resolve("channel", ids, &wanted.channel)?.to_owned();
         let view = channels
             .iter()
-            .find(|view| view.id == found)
+            .find(|view| view.id == channel)
             .ok_or_else(|| ApiError::not_found("channel", &wanted.channel))?;
         let feerate = self.feerate_of(wanted.feerate_sat_per_kvb);
+        if wanted.dry_run {
+            return Ok((None, would_close(view, feerate)?));
+        }
         let conflict =
             |message: String, hint: &str| ApiError::new(ErrorCode::Conflict, message, hint);
-        if view.role == Role::Payer {
-            let now = self.clock.now();
-            return match self.payments.refund(view.proposal, feerate, now) {
-                Ok(()) => {
-                    self.drain_payments();
-                    let (txid, received, fee) =
-                        self.payments.ending_of(view.proposal).ok_or_else(gone)?;
-                    let txid = Some(txid.to_string());
-                    Ok(api::ChannelClosed {
-                        channel: found,
-                        txid,
-                        received_sat: received.to_sat(),
-                        fee_sat: fee.to_sat(),
-                    }
-                    .into())
-                }
-                Err(error) => Err(conflict(
-                    format!("the refund is {error}"),
-                    "the seller can close it at any time; from the expiry on this node takes the \
-                     rest back by itself",
-                )
-                .with("expiry_height", view.expiry)),
-            };
-        }
-        if wanted.dry_run {
-            let life =
-                bitmesh_wallet::channel::tx::LifeCycle::estimate(feerate).ok_or_else(gone)?;
-            let received = view
-                .paid
-                .checked_sub(life.close)
-                .unwrap_or(bitcoin::Amount::ZERO);
-            return Ok(api::ChannelClosed {
-                channel: found,
-                txid: None,
-                received_sat: received.to_sat(),
-                fee_sat: life.close.to_sat(),
+        match view.role {
+            Role::Payer => {
+                let now = self.clock.now();
+                let refund = self.payments.refund(view.proposal, feerate, now);
+                refund.map_err(|error| {
+                    conflict(
+                        format!("the refund is {error}"),
+                        "the seller can close it at any time; from the expiry on this node takes \
+                         the rest back by itself",
+                    )
+                    .with("expiry_height", view.expiry)
+                })?;
             }
-            .into());
+            Role::Payee => self
+                .close_channel(view.proposal, Some(feerate))
+                .map_err(|error| {
+                    conflict(
+                        error,
+                        "nothing was broadcast; a channel is closed once it has paid more than its \
+                         fee",
+                    )
+                })?,
         }
-        self.close_channel(view.proposal, Some(feerate))
-            .map_err(|error| {
-                conflict(
-                    error,
-                    "nothing was broadcast; a channel is closed once it has paid more than its fee",
-                )
-            })?;
         self.drain_payments();
         let (txid, received, fee) = self.payments.ending_of(view.proposal).ok_or_else(gone)?;
-        Ok(api::ChannelClosed {
-            channel: found,
+        let closed = api::ChannelClosed {
+            channel,
             txid: Some(txid.to_string()),
             received_sat: received.to_sat(),
             fee_sat: fee.to_sat(),
-        }
-        .into())
+            broadcast: false,
+        };
+        Ok((Some(txid), closed))
     }
+}
+
+/// What ending a channel alone would bring, by the sizes of its transactions.
+fn would_close(view: &ChannelView, feerate: FeeRate) -> Result<api::ChannelClosed, ApiError> {
+    let life = bitmesh_wallet::channel::tx::LifeCycle::estimate(feerate).ok_or_else(gone)?;
+    let (held, fee) = match view.role {
+        Role::Payer => (view.capacity, life.refund),
+        Role::Payee => (view.paid, life.close),
+    };
+    let received = held.checked_sub(fee).unwrap_or(bitcoin::Amount::ZERO);
+    Ok(api::ChannelClosed {
+        channel: view.id.clone(),
+        txid: None,
+        received_sat: received.to_sat(),
+        fee_sat: fee.to_sat(),
+        broadcast: false,
+    })
 }
 
 fn gone() -> ApiError {

@@ -3,7 +3,7 @@
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::LeaseId;
-use bitmesh_market::session::CloseReason;
+use bitmesh_market::session::{CloseReason, seller};
 use bitmesh_market::units::Msat;
 use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
 use bitmesh_wallet::chain::{BlockId, BroadcastError, ChainEvent, Start, Tip};
@@ -70,8 +70,16 @@ impl Driver {
                     }
                 }
                 Output::Paid { lease, total } => self.session_paid(lease, total),
-                Output::Deferred { lease, total } => self.session_deferred(lease, total),
+                Output::Deferred { lease, total } => {
+                    self.session_funding(lease, seller::Input::Deferred { total });
+                }
                 Output::PayFailed { lease, failure } => self.session_pay_failed(lease, failure),
+                Output::FundingLost { lease } => {
+                    self.session_funding(lease, seller::Input::FundingLost);
+                }
+                Output::FundingFound { lease } => {
+                    self.session_funding(lease, seller::Input::FundingFound);
+                }
                 Output::ChannelEnding { lease } => {
                     self.close_session(lease, CloseReason::ChannelLost);
                 }
@@ -223,13 +231,18 @@ impl Driver {
                 self.payments
                     .on_chain(channel, ChainFact::Seen(sighting), now);
             }
-            ChainUpdate::Broadcast(txid, Ok(())) => info!(%txid, "handed to the network"),
-            ChainUpdate::Broadcast(txid, Err(BroadcastError::Rejected(reason))) => {
-                // The watcher tells what became of it; a rejection may only mean it is known.
-                warn!(%txid, %reason, "the chain does not take a transaction");
-            }
-            ChainUpdate::Broadcast(txid, Err(BroadcastError::Chain(error))) => {
-                warn!(%txid, %error, "a transaction waits for the chain source");
+            ChainUpdate::Broadcast(txid, outcome) => {
+                match &outcome {
+                    Ok(()) => info!(%txid, "handed to the network"),
+                    // The watcher tells what became of it; a rejection may only mean it is known.
+                    Err(BroadcastError::Rejected(reason)) => {
+                        warn!(%txid, %reason, "the chain does not take a transaction");
+                    }
+                    Err(BroadcastError::Chain(error)) => {
+                        warn!(%txid, %error, "a transaction waits for the chain source");
+                    }
+                }
+                self.handed(txid, &outcome);
             }
             ChainUpdate::Trouble(problem) => self.chain_trouble = Some(problem),
         }

@@ -22,7 +22,7 @@ use super::closed::ClosedLease;
 use super::{Driver, Wake};
 use crate::link::Link;
 use crate::mesh::{Command, MeshStream};
-use crate::records::{Kind, LeaseRecord};
+use crate::records::{Kind, LeaseRecord, WrittenOffRecord};
 use crate::tunnel::{Ingress, Meter};
 
 /// First wait before a broken session is dialled again. A restart of the other side takes about as
@@ -320,7 +320,10 @@ impl Driver {
     pub(super) fn begin_session(&mut self, lease: Lease, role: Role) -> std::io::Result<()> {
         if role == Role::Payer {
             let (seller, carried) = (lease.seller(), lease.carried());
-            self.payments.credit_recognised(seller, carried);
+            if let Some(total) = self.payments.credit_recognised(seller, carried) {
+                let record = WrittenOffRecord::new(seller, total);
+                self.persist(Kind::WrittenOff, &record.to_bytes());
+            }
         }
         let record = LeaseRecord::new(role, &lease);
         self.persist(Kind::Lease, &record.to_bytes());
@@ -495,12 +498,13 @@ impl Driver {
         self.drain_session(id);
     }
 
-    pub(super) fn session_deferred(&mut self, id: LeaseId, total: Msat) {
+    /// Tells a session of the seller's something about what pays for it.
+    pub(super) fn session_funding(&mut self, id: LeaseId, input: seller::Input) {
         let now = self.clock.now();
         if let Some(session) = self.sessions.get_mut(&id)
             && let Machine::Seller(machine) = &mut session.machine
         {
-            machine.handle(seller::Input::Deferred { total }, now);
+            machine.handle(input, now);
             self.drain_session(id);
         }
     }

@@ -39,7 +39,7 @@ use crate::control::{CALL_QUEUE, EVENT_BACKLOG};
 use crate::mesh;
 use crate::paths::{self, Lock, LockError, Paths};
 use crate::payments::{Payments, Policy};
-use crate::records::{Kind, LeaseRecord, OpenedRecord};
+use crate::records::{Kind, LeaseRecord, OpenedRecord, WrittenOffRecord};
 use crate::words::{self, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
@@ -232,6 +232,7 @@ async fn open(
         funding_problem: None,
         extending: Vec::new(),
         closing: Vec::new(),
+        handing: Vec::new(),
         broken: false,
         next_tick: now,
         config,
@@ -298,6 +299,10 @@ impl Driver {
             } else if kind == Kind::Opened as u8 {
                 let record = OpenedRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
                 self.payments.restore_opened(record.channel(), record.at());
+            } else if kind == Kind::WrittenOff as u8 {
+                let record = WrittenOffRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
+                let seller = record.seller().ok_or_else(unreadable)?;
+                self.payments.restore_written_off(seller, record.total());
             } else {
                 return Err(broken(format!(
                     "record {index} is of kind {kind}, of a later version"

@@ -18,8 +18,10 @@ pub(crate) struct Account {
     /// The running total of each channel the pair has ever had, in sat: what the buyer signed for,
     /// or what the seller recognises of it.
     channels: BTreeMap<ProposalId, u64>,
-    /// Billed by the leases that are over, and what was written off.
+    /// Billed by the leases that are over.
     billed: Msat,
+    /// Buyer: what was paid beyond that and the seller does not recognise.
+    written_off: Msat,
 }
 
 impl Account {
@@ -35,6 +37,10 @@ impl Account {
     /// What has been paid and not used by leases that are over: the credit a next lease begins with,
     /// and what the session being carried out has been paid so far.
     pub(crate) fn credit(&self) -> Msat {
+        self.unused().saturating_sub(self.written_off)
+    }
+
+    fn unused(&self) -> Msat {
         self.paid().saturating_sub(self.billed)
     }
 
@@ -47,7 +53,8 @@ impl Account {
         channel: ProposalId,
         session_total: Msat,
     ) -> Option<u64> {
-        let owed = self.billed.checked_add(session_total)?.sat_ceil();
+        let owed = self.billed.checked_add(self.written_off)?;
+        let owed = owed.checked_add(session_total)?.sat_ceil();
         let others = self.channels.iter().filter(|(other, _)| **other != channel);
         let others = others.fold(0, |sum: u64, (_, total)| sum.saturating_add(*total));
         Some(owed.saturating_sub(others))
@@ -64,12 +71,19 @@ impl Account {
         self.billed = self.billed.saturating_add(billed);
     }
 
-    /// Buyer: the seller recognises only `credit` of what this side believes to have. Arguing is of
-    /// no use; the difference is given up before the lease is begun.
-    pub(crate) fn write_off_above(&mut self, credit: Msat) {
-        self.billed = self
-            .billed
-            .saturating_add(self.credit().saturating_sub(credit));
+    /// Buyer: the seller recognises `credit`. Arguing is of no use: what is missing is given up before
+    /// a lease is begun, and what it recognises again later is taken back.
+    ///
+    /// Returns what is written off in all from here on, if that has changed.
+    pub(crate) fn recognise(&mut self, credit: Msat) -> Option<Msat> {
+        let written_off = self.unused().saturating_sub(credit);
+        let before = std::mem::replace(&mut self.written_off, written_off);
+        (before != written_off).then_some(written_off)
+    }
+
+    /// What was written off in all, as an earlier run has noted.
+    pub(crate) fn restore_written_off(&mut self, total: Msat) {
+        self.written_off = total;
     }
 }
 
@@ -128,15 +142,26 @@ mod tests {
         let mut account = Account::default();
         account.on_channel_total(FIRST, 10);
 
-        account.write_off_above(Msat::from_msat(4_000));
+        let written_off = account.recognise(Msat::from_msat(4_000));
 
+        assert_eq!(written_off, Some(Msat::from_msat(6_000)));
         assert_eq!(account.credit(), Msat::from_msat(4_000));
         assert_eq!(
             account.channel_total_for(FIRST, Msat::from_msat(5_000)),
             Some(11)
         );
-        account.write_off_above(Msat::MAX);
-        assert_eq!(account.credit(), Msat::from_msat(4_000));
+    }
+
+    #[test]
+    fn what_the_seller_recognises_again_is_no_longer_written_off() {
+        let mut account = Account::default();
+        account.on_channel_total(FIRST, 10);
+        account.recognise(Msat::from_msat(4_000));
+
+        assert_eq!(account.recognise(Msat::from_msat(4_000)), None);
+        assert_eq!(account.recognise(Msat::MAX), Some(Msat::ZERO));
+
+        assert_eq!(account.credit(), Msat::from_msat(10_000));
     }
 
     proptest! {

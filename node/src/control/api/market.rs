@@ -283,8 +283,10 @@ pub struct Quote {
     pub seller: String,
     /// Price of 10^9 bytes, up and down summed.
     pub price_msat_per_gb: u64,
-    /// Agreed rate, both directions summed.
+    /// The most that is carried in a second, both directions summed.
     pub rate_bytes_per_s: u64,
+    /// What is there however many others share the seller's line.
+    pub assured_bytes_per_s: u64,
     /// Quota of the lease.
     pub bytes: u64,
     /// How far delivery and payment may be apart; what either side has at stake.

@@ -76,6 +76,9 @@ pub struct Sent {
     pub fee_sat: u64,
     /// Fee rate.
     pub feerate_sat_per_kvb: u64,
+    /// Whether the network has taken it. If not, it is written down and handed over as soon as the
+    /// chain source takes it.
+    pub broadcast: bool,
 }
 
 /// Asks for transactions.
@@ -302,6 +305,9 @@ pub struct ChannelClosed {
     pub received_sat: u64,
     /// Fee that this node pays.
     pub fee_sat: u64,
+    /// Whether the network has taken it. If not, it is written down and handed over as soon as the
+    /// chain source takes it.
+    pub broadcast: bool,
 }
 
 /// Asks for [`Earnings`].
