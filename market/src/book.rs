@@ -67,6 +67,7 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct OrderBook {
     own: NodeId,
+    own_changes: Bucket,
     capacity: usize,
     salt: [u8; 32],
     sellers: BTreeMap<NodeId, Seller>,
@@ -99,6 +100,7 @@ impl OrderBook {
     pub fn new(config: Config) -> Self {
         Self {
             own: config.own,
+            own_changes: Bucket::default(),
             capacity: config.capacity.max(MIN_CAPACITY),
             salt: config.salt,
             sellers: BTreeMap::new(),
@@ -217,6 +219,16 @@ impl OrderBook {
         let place = self.due.first().map(|(due, _)| *due);
         let bid = self.bids.next_expiry();
         place.into_iter().chain(bid).min()
+    }
+
+    /// Counts a change of this node's own offers as others will, who hold every seller to
+    /// [`CHANGE_BURST`] and [`CHANGE_INTERVAL`].
+    ///
+    /// # Errors
+    ///
+    /// Returns when it can be made: others would not listen before, and it is not counted.
+    pub fn count_own_change(&mut self, now: UnixTime) -> Result<(), UnixTime> {
+        self.own_changes.take(now)
     }
 
     /// The number for this node's next statement about `slot`: above all it has made or that others

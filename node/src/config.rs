@@ -83,6 +83,9 @@ pub enum ConfigError {
     },
 }
 
+/// Shortest time between two looks at the chain.
+const MIN_POLL_MS: u64 = 10;
+
 impl Config {
     /// Reads the file at `path`. A file that does not exist reads as the defaults.
     ///
@@ -133,6 +136,12 @@ impl Config {
             key: "mesh",
             reason: error.to_string(),
         })?;
+        if self.chain.poll_ms < MIN_POLL_MS {
+            return Err(ConfigError::Value {
+                key: "chain.poll_ms",
+                reason: format!("looking more often than every {MIN_POLL_MS} ms only costs power"),
+            });
+        }
         self.sell.check()?;
         self.buy.check()?;
         self.payments.check()

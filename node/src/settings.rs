@@ -348,11 +348,11 @@ mod tests {
     #[test]
     fn a_word_is_text_where_the_setting_is_text_and_a_list_may_be_written_with_commas() {
         let (text, _) = set("", "network", "regtest").unwrap();
-        let (text, _) = set(&text, "sell.region", "7").unwrap();
+        let (text, _) = set(&text, "buy.cell", "7").unwrap();
         let (text, _) = set(&text, "egress.allow", "127.0.0.1:1, 127.0.0.1:2").unwrap();
         let config = Config::parse(&text).unwrap();
         assert_eq!(config.network, Network::Regtest);
-        assert_eq!(config.sell.region, "7");
+        assert_eq!(config.buy.cell, "7");
         assert_eq!(config.egress.allow.len(), 2);
     }
 

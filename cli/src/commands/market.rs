@@ -89,6 +89,7 @@ pub(super) fn buy(context: &Context, args: BuyArgs) -> Result<(), Failure> {
         bytes: bytes.map(Bytes::get),
         budget_msat: budget.map(Msat::msat),
         max_price_msat_per_gb: args.max_price.map(Price::msat_per_gb),
+        max_first_msat: None,
         term_s: args.term.map(Span::seconds),
         min_rate_bytes_per_s: args.min_rate.map(BytesPerSecond::get),
         mode: args.mode.into(),

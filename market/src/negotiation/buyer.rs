@@ -42,6 +42,9 @@ pub struct Plan {
     pub max_price: Price,
     /// The most that may be paid anew for the quota, first payment included; `None` for no limit.
     pub max_cost: Option<Msat>,
+    /// The highest first payment. It is credit and not a fee, but a seller that takes it and carries
+    /// nothing has it: the buyer's own estimate bounds it, never the seller's word.
+    pub max_first: Msat,
     /// Whom to ask, best first. More than [`ASKED_PER_ROUND`] × [`MAX_ROUNDS`] are not looked at.
     pub candidates: Vec<NodeId>,
     /// What to stop at.
@@ -144,6 +147,9 @@ pub struct Failure {
     pub cheapest: Option<Price>,
     /// The lowest effective cost quoted for the whole quota, within the limits or not.
     pub lowest_cost: Option<Msat>,
+    /// The lowest first payment that kept a quote out: above [`Plan::max_first`], or above the money
+    /// there is.
+    pub lowest_first: Option<Msat>,
 }
 
 /// What kept a negotiation from its aim.
@@ -187,6 +193,7 @@ pub struct Buyer {
     refusal: Option<Refusal>,
     cheapest: Option<Price>,
     lowest_cost: Option<Msat>,
+    lowest_first: Option<Msat>,
     outputs: VecDeque<Output>,
 }
 
@@ -234,6 +241,7 @@ impl Buyer {
             refusal: None,
             cheapest: None,
             lowest_cost: None,
+            lowest_first: None,
             outputs: VecDeque::new(),
         };
         buyer.decide(now);
@@ -327,12 +335,17 @@ impl Buyer {
             Want::Bytes => self.plan.rfq.quota,
             Want::Money(money) => price.bytes_for(money).min(content.max_quota),
         };
-        let fits_money = match self.plan.want {
-            Want::Bytes => true,
-            Want::Money(money) => content.min_first <= money && !quota.is_zero(),
+        let most_first = match self.plan.want {
+            Want::Bytes => self.plan.max_first,
+            Want::Money(money) => self.plan.max_first.min(money),
         };
+        if content.min_first > most_first {
+            let first = content.min_first;
+            self.lowest_first = Some(self.lowest_first.map_or(first, |lowest| lowest.min(first)));
+            return;
+        }
         let fits_cost = self.plan.max_cost.is_none_or(|most| cost <= most);
-        if price > self.plan.max_price || !fits_cost || !fits_money {
+        if price > self.plan.max_price || !fits_cost || quota.is_zero() {
             return;
         }
         self.pool.push(Candidate {
@@ -464,6 +477,7 @@ impl Buyer {
             refusal: self.refusal,
             cheapest: self.cheapest,
             lowest_cost: self.lowest_cost,
+            lowest_first: self.lowest_first,
         }));
     }
 }

@@ -23,6 +23,7 @@ fn plan(candidates: impl IntoIterator<Item = u8>) -> Plan {
         want: Want::Bytes,
         max_price: Price::from_msat_per_gb(200_000),
         max_cost: None,
+        max_first: Msat::MAX,
         candidates: candidates.into_iter().map(node).collect(),
         aim: Aim::Lease,
     }
@@ -353,6 +354,25 @@ fn quotes_that_answer_something_else_are_not_looked_at() {
         let failure = table.failed();
         assert_eq!(failure.quoted, 0, "change {number}");
     }
+}
+
+#[test]
+fn a_first_payment_above_the_buyers_own_bound_is_never_made() {
+    let mut table = Table::new(Plan {
+        max_first: Msat::from_sat(1_480).unwrap(),
+        ..plan([1, 2])
+    });
+    table.drain();
+
+    for (seller, first) in [(1, 820_330), (2, 1_481)] {
+        let mut quote = quote(node(ME), seller, 100_000);
+        quote.min_first = Msat::from_sat(first).unwrap();
+        table.quote(seller, quote);
+    }
+
+    let failure = table.failed();
+    assert_eq!(failure.reason, FailureReason::OverLimit);
+    assert_eq!(failure.lowest_first, Msat::from_sat(1_481));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use bitmesh_market::offer::{Cell, MAX_PRICE, MAX_QUOTA, MAX_RATE, MAX_TERM, MIN_TERM, Region};
 use bitmesh_market::units::{Bytes, BytesPerSecond, Price};
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,10 @@ use super::{ConfigError, text};
 
 /// Smallest rate worth a lease: below it a page takes minutes and every timer misfires.
 const MIN_RATE: u64 = 8 * 1024;
+
+/// What is wrong with a cell.
+const NO_CELL: &str =
+    "a cell is the beginning of a geohash, one to six characters, for example u33d";
 
 /// What this node sells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,14 +101,45 @@ impl Sell {
                 "is below sell.rate, the rate of one lease".to_owned(),
             );
         }
+        if self.total_rate > MAX_RATE {
+            return refuse(
+                "sell.total_rate",
+                format!("no line carries more than {} bytes/s", MAX_RATE.get()),
+            );
+        }
+        if self.price > MAX_PRICE {
+            return refuse(
+                "sell.price",
+                format!("nobody looks at a price above {MAX_PRICE}"),
+            );
+        }
+        if self.max_quota.is_zero() || self.max_quota > MAX_QUOTA {
+            return refuse(
+                "sell.max_quota",
+                format!("a lease carries something, and at most {MAX_QUOTA}"),
+            );
+        }
+        let terms = u64::from(MIN_TERM.secs())..=u64::from(MAX_TERM.secs());
+        if !terms.contains(&self.max_term_s) {
+            return refuse(
+                "sell.max_term_s",
+                format!("a lease lasts from {} to {} s", terms.start(), terms.end()),
+            );
+        }
         if self.max_leases == 0 {
             return refuse(
                 "sell.max_leases",
                 "a seller serves at least one lease".to_owned(),
             );
         }
-        if self.cell.len() > 6 {
-            return refuse("sell.cell", "a cell has at most six characters".to_owned());
+        if !self.cell.is_empty() && self.cell.parse::<Cell>().is_err() {
+            return refuse("sell.cell", NO_CELL.to_owned());
+        }
+        if !self.region.is_empty() && self.region.parse::<Region>().is_err() {
+            return refuse(
+                "sell.region",
+                "a region has two capital letters, for example DE or EU".to_owned(),
+            );
         }
         Ok(())
     }
@@ -118,6 +154,12 @@ impl Buy {
                     "{} is not a loopback address: anyone there could spend this node's money",
                     self.proxy
                 ),
+            });
+        }
+        if !self.cell.is_empty() && self.cell.parse::<Cell>().is_err() {
+            return Err(ConfigError::Value {
+                key: "buy.cell",
+                reason: NO_CELL.to_owned(),
             });
         }
         Ok(())

@@ -20,17 +20,20 @@ use bitmesh_market::session::CloseReason;
 use bitmesh_market::units::{Bytes, BytesPerSecond, Msat, Price};
 use bitmesh_market::wire::Unknown;
 use bitmesh_wallet::channel::params;
+use bitmesh_wallet::channel::tx::LifeCycle;
 use bitmesh_wallet::keys::Role;
 use bitmesh_wallet::onchain::SpendError;
 use rand::RngExt;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use super::sessions::End;
 use super::{Asked, Driver};
 use crate::control::api::{self, Considered, Outcome, Reply};
 use crate::control::{ApiError, ErrorCode};
 use crate::mesh::Command;
-use crate::protocol::{Request, Response};
+use crate::protocol::{Refusal as Refused, Request, Response};
+use crate::tunnel::Ingress;
 
 /// How long a purchase waits for its lease to carry before it is answered with the lease as it
 /// stands: a funding that must first be seen or confirmed may take longer than anybody looks on.
@@ -38,6 +41,10 @@ const OPENING_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Purchases under way at once. Each is a person at a prompt.
 const MAX_PURCHASES: usize = 32;
+
+/// How many times its own estimate of a first payment a buyer is ready to pay: views of the fee rate
+/// differ, and it moves between two looks.
+const FIRST_TOLERANCE: u64 = 2;
 
 /// Room in a new channel beyond what the purchase needs, in percent: for an extension or two.
 const CAPACITY_SPARE: u64 = 50;
@@ -58,8 +65,16 @@ struct Purchase {
     answer: Option<Answer>,
     began: Instant,
     bid: Bid,
+    /// The highest first payment it makes.
+    max_first: Msat,
+    /// The port for applications, until the session takes it. Taken before anything is signed: a port
+    /// that cannot be had must not cost a channel.
+    ingress: Option<Ingress>,
     stage: Stage,
-    considered: BTreeMap<NodeId, Considered>,
+    /// What the offers that fit say, by seller.
+    offered: BTreeMap<NodeId, Considered>,
+    /// Those that were asked, in the order of asking.
+    considered: Vec<(NodeId, Considered)>,
     fitting: u32,
 }
 
@@ -120,6 +135,29 @@ impl Driver {
             let _ = answer.send(Err(error));
             return;
         }
+        let ingress = match wanted.dry_run {
+            true => None,
+            false => match self.bind_ingress() {
+                Ok(ingress) => Some(ingress),
+                Err(error) => {
+                    let place = self.config.buy.proxy;
+                    let error = ApiError::new(
+                        ErrorCode::Failure,
+                        format!("the proxy cannot listen on {place}: {error}"),
+                        "nothing was bought; see \"bitmesh config get buy.proxy\"",
+                    );
+                    let _ = answer.send(Err(error));
+                    return;
+                }
+            },
+        };
+        let max_first = wanted.max_first_msat.map_or_else(
+            || {
+                let own = self.payments.first_payment().msat();
+                Msat::from_msat(own.saturating_mul(FIRST_TOLERANCE))
+            },
+            Msat::from_msat,
+        );
         let id = self.purchases.next;
         self.purchases.next = id.wrapping_add(1);
         let purchase = Purchase {
@@ -127,8 +165,11 @@ impl Driver {
             answer: Some(answer),
             began: now,
             bid,
+            max_first,
+            ingress,
             stage: Stage::Looking,
-            considered: BTreeMap::new(),
+            offered: BTreeMap::new(),
+            considered: Vec::new(),
             fitting: 0,
         };
         self.purchases.live.insert(id, purchase);
@@ -158,6 +199,13 @@ impl Driver {
                 ));
             }
         };
+        let shortest = bitmesh_market::offer::MIN_TERM.as_duration().as_secs();
+        if wanted.term_s.is_some_and(|term| term < shortest) {
+            return Err(usage(
+                "too short a time for a lease",
+                "a lease lasts at least a minute; without --for it lasts as long as the seller allows",
+            ));
+        }
         let mut bid = Bid::new(quota, max_price);
         bid.min_rate = BytesPerSecond::new(wanted.min_rate_bytes_per_s.unwrap_or(0));
         bid.services = Services::EXIT;
@@ -196,12 +244,23 @@ impl Driver {
             });
         }
         // A seller and this node share one channel, and one lease at a time uses it.
-        bid.banned.extend(
-            self.sessions
-                .values()
-                .filter(|s| s.role() == Role::Payer)
-                .map(|session| session.peer),
-        );
+        let open = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.role() == Role::Payer);
+        for (lease, session) in open {
+            if bid.seller == Some(session.peer) {
+                return Err(ApiError::new(
+                    ErrorCode::Conflict,
+                    format!("lease {} with this seller is open", lease.short()),
+                    format!(
+                        "have more on it: \"bitmesh lease extend {} ...\"",
+                        lease.short()
+                    ),
+                ));
+            }
+            bid.banned.insert(session.peer);
+        }
         bid.banned.insert(self.node);
         Ok(bid)
     }
@@ -233,6 +292,7 @@ impl Driver {
                 return;
             }
         };
+        let max_first = purchase.max_first;
         purchase.fitting = u32::try_from(ranking.matches().len()).unwrap_or(u32::MAX);
         let matches = ranking.into_matches();
         let fastest = matches
@@ -251,7 +311,7 @@ impl Driver {
         };
         for found in &matches {
             let terms = found.ask.terms();
-            purchase.considered.insert(
+            purchase.offered.insert(
                 found.ask.seller(),
                 Considered {
                     seller: found.ask.seller().to_string(),
@@ -280,6 +340,7 @@ impl Driver {
             },
             max_price: purchase.bid.max_price,
             max_cost: purchase.wanted.budget_msat.map(Msat::from_msat),
+            max_first,
             candidates: matches.iter().map(|found| found.ask.seller()).collect(),
             aim: if purchase.wanted.dry_run {
                 Aim::Quote
@@ -325,7 +386,7 @@ impl Driver {
             .cost_of(purchase.bid.quota)
             .unwrap_or(Msat::MAX);
         if purchase
-            .considered
+            .offered
             .keys()
             .any(|seller| self.payments.can_pay(*seller, cost))
         {
@@ -334,7 +395,7 @@ impl Driver {
         match self.funding_fee(smallest_channel()) {
             Ok(_) => true,
             Err(error) => {
-                let error = cannot_fund(&error, smallest_channel());
+                let error = self.cannot_fund(&error, smallest_channel());
                 self.purchase_over(id, Err(error));
                 false
             }
@@ -367,6 +428,10 @@ impl Driver {
             };
             match output {
                 Output::Ask { to, rfq } => {
+                    let offered = purchase.offered.get(&to).cloned();
+                    purchase
+                        .considered
+                        .extend(offered.map(|offered| (to, offered)));
                     let request = Request::Rfq(rfq.to_bytes());
                     self.ask_mesh(
                         to,
@@ -415,7 +480,11 @@ impl Driver {
         let now = self.clock.now();
         let (lease_id, seller, quota) = (lease.id(), lease.seller(), lease.quota());
         let quote = lease.quote().clone();
-        let cost = match self.cost_of(&quote, quota) {
+        let purchase = self.purchases.live.get_mut(&id);
+        let Some(ingress) = purchase.and_then(|purchase| purchase.ingress.take()) else {
+            return;
+        };
+        let cost = match self.cost_of(&quote, quota, false) {
             Ok(cost) => cost,
             Err(error) => {
                 self.purchase_over(id, Err(error));
@@ -440,11 +509,7 @@ impl Driver {
             until,
         };
         info!(lease = %lease_id.short(), %seller, "leased");
-        if let Err(error) = self.begin_session(lease, Role::Payer) {
-            let error = ApiError::failure(format!("the proxy cannot listen: {error}"));
-            self.purchase_over(id, Err(error));
-            return;
-        }
+        self.begin_session(lease, End::buyer(ingress, now));
         let lease = self.lease_view(lease_id);
         self.tell(lease.map(|lease| api::Event::LeaseOpened { lease }));
     }
@@ -471,12 +536,17 @@ impl Driver {
     }
 
     /// What a quote costs in all, from opening a channel to closing it.
-    fn cost_of(&mut self, quote: &Signed<Quote>, quota: Bytes) -> Result<api::Cost, ApiError> {
+    fn cost_of(
+        &mut self,
+        quote: &Signed<Quote>,
+        quota: Bytes,
+        is_dry_run: bool,
+    ) -> Result<api::Cost, ApiError> {
         let (seller, quote) = (quote.signer(), quote.content());
         let traffic = quote.price.cost_of(quota).unwrap_or(Msat::MAX);
         let most = quote.effective_cost(quota).unwrap_or(Msat::MAX);
         let feerate = self.payments.feerate();
-        let life = bitmesh_wallet::channel::tx::LifeCycle::estimate(feerate);
+        let life = LifeCycle::estimate(feerate);
         let (close, refund) =
             life.map_or((0, 0), |life| (life.close.to_sat(), life.refund.to_sat()));
         let mut cost = api::Cost {
@@ -495,8 +565,14 @@ impl Driver {
             let wanted = needed
                 .saturating_add(needed.saturating_mul(CAPACITY_SPARE) / 100)
                 .max(self.config.payments.capacity_sat);
-            let (capacity, fee) =
-                self.affordable(Amount::from_sat(needed), Amount::from_sat(wanted))?;
+            let (needed, wanted) = (Amount::from_sat(needed), Amount::from_sat(wanted));
+            let (capacity, fee) = match self.affordable(needed, wanted) {
+                // What it would cost can be said without the coins for it.
+                Err(error) if error.code == ErrorCode::InsufficientFunds && is_dry_run => {
+                    (wanted, life.map_or(Amount::ZERO, |life| life.open))
+                }
+                found => found?,
+            };
             cost.opens_channel = true;
             cost.capacity_sat = capacity.to_sat();
             cost.funding_fee_sat = fee.to_sat();
@@ -524,7 +600,39 @@ impl Driver {
         }
         match self.funding_fee(needed) {
             Ok(fee) => Ok((needed, fee)),
-            Err(error) => Err(cannot_fund(&error, needed)),
+            Err(error) => Err(self.cannot_fund(&error, needed)),
+        }
+    }
+
+    /// Says what is missing. The wallet knows the fee only for the coins that it has; one more coin
+    /// makes the transaction larger, so the usual size is the least that is asked for.
+    fn cannot_fund(&self, error: &SpendError, capacity: Amount) -> ApiError {
+        let usual = LifeCycle::estimate(self.payments.feerate())
+            .and_then(|life| life.open.checked_add(capacity))
+            .unwrap_or(capacity);
+        match error {
+            SpendError::InsufficientFunds {
+                needed,
+                available,
+                pending,
+            } => ApiError::new(
+                ErrorCode::InsufficientFunds,
+                format!(
+                    "a channel of {} sat needs {} sat in the wallet, and {} sat can be spent",
+                    capacity.to_sat(),
+                    (*needed).max(usual).to_sat(),
+                    available.to_sat()
+                ),
+                if *pending > Amount::ZERO {
+                    "wait until the coins on their way are confirmed; nothing was spent"
+                } else {
+                    "send coins to an address from \"bitmesh wallet receive\"; nothing was spent"
+                },
+            )
+            .with("needed_sat", (*needed).max(usual).to_sat())
+            .with("available_sat", available.to_sat())
+            .with("pending_sat", pending.to_sat()),
+            other => ApiError::failure(format!("no channel can be funded: {other}")),
         }
     }
 
@@ -540,7 +648,7 @@ impl Driver {
                     .min(quote.content().max_quota),
             }
         };
-        let cost = self.cost_of(quote, quota)?;
+        let cost = self.cost_of(quote, quota, true)?;
         let purchase = self.purchases.live.get(&id).ok_or_else(gone)?;
         Ok(purchase
             .reply(quote, quota, None, cost, self.clock.now())
@@ -561,7 +669,7 @@ impl Driver {
             },
             Some(Response::Refused(refused)) => {
                 let refusal = super::words::refusal_back(&refused);
-                self.note_refusal(id, from, &refused.detail);
+                self.note_refusal(id, from, &refused);
                 Input::Refused { from, refusal }
             }
             Some(_) | None => Input::Failed { from },
@@ -588,7 +696,7 @@ impl Driver {
                 }
             },
             Some(Response::Refused(refused)) => {
-                self.note_refusal(id, from, &refused.detail);
+                self.note_refusal(id, from, &refused);
                 Input::Refused {
                     from,
                     refusal: super::words::refusal_back(&refused),
@@ -604,9 +712,11 @@ impl Driver {
         }
     }
 
-    fn note_refusal(&mut self, id: u64, from: NodeId, detail: &str) {
+    fn note_refusal(&mut self, id: u64, from: NodeId, refused: &Refused) {
+        let known = super::words::refusal_back(refused).map(super::words::refusal_text);
+        let detail = known.unwrap_or(&refused.detail);
         if let Some(purchase) = self.purchases.live.get_mut(&id)
-            && let Some(considered) = purchase.considered.get_mut(&from)
+            && let Some(considered) = purchase.considered(from)
         {
             considered.outcome = Outcome::Refused;
             considered.detail = Some(detail.to_owned());
@@ -630,7 +740,7 @@ impl Driver {
             return;
         };
         let error = match self.funding_problem.take() {
-            Some(problem) => cannot_fund(&problem, smallest_channel()),
+            Some(problem) => self.cannot_fund(&problem, smallest_channel()),
             None => super::words::never_carried(reason),
         };
         self.purchase_over(id, Err(error));
@@ -710,21 +820,30 @@ impl Driver {
 }
 
 impl Purchase {
+    fn considered(&mut self, seller: NodeId) -> Option<&mut Considered> {
+        let found = self.considered.iter_mut().find(|(id, _)| *id == seller);
+        found.map(|(_, considered)| considered)
+    }
+
     fn quoted(&mut self, quote: &Signed<Quote>) {
-        if let Some(considered) = self.considered.get_mut(&quote.signer()) {
+        let max_first = self.max_first;
+        if let Some(considered) = self.considered(quote.signer()) {
             considered.outcome = Outcome::Quoted;
             considered.price_msat_per_gb = quote.content().price.msat_per_gb();
             considered.rate_bytes_per_s = quote.content().rate.get();
+            let first = quote.content().min_first;
+            considered.detail = (first > max_first)
+                .then(|| format!("asks for a first payment of {} sat", first.sat_ceil()));
         }
     }
 
     fn chosen(&mut self, seller: NodeId) {
-        for considered in self.considered.values_mut() {
+        for (_, considered) in &mut self.considered {
             if considered.outcome == Outcome::Chosen {
                 considered.outcome = Outcome::Quoted;
             }
         }
-        if let Some(considered) = self.considered.get_mut(&seller) {
+        if let Some(considered) = self.considered(seller) {
             considered.outcome = Outcome::Chosen;
         }
     }
@@ -756,7 +875,7 @@ impl Purchase {
                 expires_at: super::words::moment(quote.expires),
             },
             cost,
-            considered: self.considered.values().cloned().collect(),
+            considered: self.considered.iter().map(|(_, it)| it.clone()).collect(),
             fitting: self.fitting,
             took_ms: u64::try_from(took).unwrap_or(u64::MAX),
         }
@@ -787,6 +906,14 @@ fn no_match(purchase: &Purchase, cheapest: Option<Price>, asks: usize) -> ApiErr
             "check \"bitmesh peers\", or use --wait to wait for an offer",
         )
         .retry_after_s(5),
+        // This node itself is always left out.
+        None if purchase.bid.banned.len() > 1 => ApiError::new(
+            ErrorCode::NoMatch,
+            format!(
+                "none of the {asks} known offers fits, those of sellers with an open lease left out"
+            ),
+            "extend the lease there is (\"bitmesh leases\"), or use --wait for another offer",
+        ),
         None => ApiError::new(
             ErrorCode::NoMatch,
             format!("none of the {asks} known offers fits"),
@@ -824,41 +951,26 @@ fn negotiation_failed(purchase: &Purchase, failure: &Failure) -> ApiError {
             )
             .retry_after_s(30)
         }
-        FailureReason::OverLimit => ApiError::new(
-            ErrorCode::NoMatch,
-            "every quote is above the limit",
-            "raise --max-price or --budget",
-        ),
+        FailureReason::OverLimit => match failure.lowest_first {
+            Some(first) => ApiError::new(
+                ErrorCode::NoMatch,
+                format!(
+                    "a first payment of {} sat is asked for, more than the limit allows; it is \
+                     credit, not a fee, and makes a new channel worth closing",
+                    first.sat_ceil()
+                ),
+                "raise --budget or --max-first, or buy from a seller you have a channel with",
+            )
+            .with("first_payment_msat", first.msat()),
+            None => ApiError::new(
+                ErrorCode::NoMatch,
+                "every quote is above the limit",
+                "raise --max-price or --budget",
+            ),
+        },
     };
     match failure.cheapest {
         Some(price) => error.with("cheapest_msat_per_gb", price.msat_per_gb()),
         None => error,
-    }
-}
-
-fn cannot_fund(error: &SpendError, capacity: Amount) -> ApiError {
-    match error {
-        SpendError::InsufficientFunds {
-            needed,
-            available,
-            pending,
-        } => ApiError::new(
-            ErrorCode::InsufficientFunds,
-            format!(
-                "a channel of {} sat needs {} sat in the wallet, and {} sat can be spent",
-                capacity.to_sat(),
-                needed.to_sat(),
-                available.to_sat()
-            ),
-            if *pending > Amount::ZERO {
-                "wait until the coins on their way are confirmed; nothing was spent"
-            } else {
-                "send coins to an address from \"bitmesh wallet receive\"; nothing was spent"
-            },
-        )
-        .with("needed_sat", needed.to_sat())
-        .with("available_sat", available.to_sat())
-        .with("pending_sat", pending.to_sat()),
-        other => ApiError::failure(format!("no channel can be funded: {other}")),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bitcoin::{FeeRate, Txid};
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::CloseReason;
-use bitmesh_market::units::{Bytes, BytesPerSecond, Price};
+use bitmesh_market::units::{Bytes, BytesPerSecond};
 use bitmesh_wallet::chain::BroadcastError;
 use bitmesh_wallet::keys::Role;
 use bitmesh_wallet::onchain::{HistoryEntry, Payment, SpendError, Status as TxStatus, Value};
@@ -24,6 +24,7 @@ use crate::control::error::resolve;
 use crate::control::{ApiError, Call, ErrorCode};
 use crate::mesh;
 use crate::payments::{ChannelStage, ChannelView};
+use crate::protocol::Topic;
 use crate::settings::{self, SettingError};
 
 type Answer = oneshot::Sender<Result<Reply, ApiError>>;
@@ -232,7 +233,9 @@ impl Driver {
 
     fn get_config(&self, key: Option<&str>) -> Outcome {
         let text = self.config_text()?;
-        let values = settings::list(&self.config, &text, key).map_err(setting_error)?;
+        // As the file says: what needs a restart is not in force yet.
+        let written = Config::parse(&text).unwrap_or_else(|_| self.config.clone());
+        let values = settings::list(&written, &text, key).map_err(setting_error)?;
         let values = values.into_iter().map(|setting| api::ConfigValue {
             key: setting.key,
             value: json(&setting.value),
@@ -286,24 +289,46 @@ impl Driver {
         live.sell = changed.sell.clone();
         live.buy = changed.buy.clone();
         let is_all = live == *changed;
-        if live.sell != self.config.sell {
-            self.config.sell = live.sell;
+        let topics = self.topics();
+        let was = std::mem::replace(&mut self.config, live);
+        self.follow_topics(&topics);
+        if was.sell != self.config.sell {
             self.outlet.set_total_rate(self.config.sell.total_rate);
+            if was.sell.enabled != self.config.sell.enabled {
+                self.selling.phase = match self.config.sell.enabled {
+                    true => Phase::Offering,
+                    false => Phase::Stopped,
+                };
+            }
             self.supply();
         }
-        self.config.buy = live.buy;
         is_all
+    }
+
+    /// Leaves the topics of cells and regions that are no longer this node's, and joins the new ones.
+    fn follow_topics(&mut self, before: &[Topic]) {
+        let now = self.topics();
+        for topic in before.iter().filter(|topic| !now.contains(topic)) {
+            self.mesh_do(mesh::Command::Unsubscribe(topic.clone()));
+            self.mesh_do(mesh::Command::StopProviding(topic.cell.clone()));
+        }
+        for topic in now.into_iter().filter(|topic| !before.contains(topic)) {
+            self.mesh_do(mesh::Command::Subscribe(topic.clone()));
+            self.mesh_do(mesh::Command::Provide(topic.cell.clone()));
+            self.mesh_do(mesh::Command::FindProviders(topic.cell));
+        }
     }
 
     // Selling.
 
     fn start_selling(&mut self, wanted: api::StartSelling) -> Outcome {
-        if let Some(price) = &wanted.price {
-            self.set_price(price)?;
-        }
+        // All or nothing: a limit that cannot be must not leave a new price behind.
+        let mut changes = Vec::new();
+        changes.extend(wanted.price.as_ref().map(price_change));
         if let Some(limits) = &wanted.limits {
-            self.set_limits(limits)?;
+            changes.extend(self.limit_changes(limits)?);
         }
+        self.change_terms(&changes)?;
         self.selling_becomes(Phase::Offering)
     }
 
@@ -341,24 +366,55 @@ impl Driver {
     }
 
     fn set_price(&mut self, rule: &api::PriceRule) -> Outcome {
-        let api::PriceRule::Fixed { price_msat_per_gb } = rule;
-        let price = Price::from_msat_per_gb(*price_msat_per_gb);
-        let text = format!("{} msat/GB", price.msat_per_gb());
-        self.write_settings(&[("sell.price", text)])?;
-        let config = self.config_on_disk()?;
-        self.apply_live(&config);
+        self.change_terms(&[price_change(rule)])?;
         self.selling_changed()
     }
 
     fn set_limits(&mut self, limits: &api::SellLimits) -> Outcome {
+        let changes = self.limit_changes(limits)?;
+        self.change_terms(&changes)?;
+        self.selling_changed()
+    }
+
+    /// Writes changes of what is sold, all or none, and takes them over.
+    fn change_terms(&mut self, changes: &[(&'static str, String)]) -> Result<(), ApiError> {
+        if !changes.is_empty() {
+            self.write_settings(changes)?;
+            let config = self.config_on_disk()?;
+            self.apply_live(&config);
+        }
+        Ok(())
+    }
+
+    fn limit_changes(
+        &self,
+        limits: &api::SellLimits,
+    ) -> Result<Vec<(&'static str, String)>, ApiError> {
+        if let Some(leases) = limits
+            .leases
+            .filter(|leases| u16::try_from(*leases).is_err())
+        {
+            return Err(ApiError::new(
+                ErrorCode::Usage,
+                format!("{leases} leases at once are too many"),
+                format!("nothing was changed; at most {} are possible", u16::MAX),
+            ));
+        }
         let bytes_per_s = |rate: u64| format!("{} B/s", BytesPerSecond::new(rate).get());
-        // The total before the rate of one lease, which must not be above it; or behind, if it falls.
-        let total = ("sell.total_rate", limits.rate_bytes_per_s.map(bytes_per_s));
-        let one = ("sell.rate", limits.lease_rate_bytes_per_s.map(bytes_per_s));
-        let rises = limits
-            .rate_bytes_per_s
-            .is_none_or(|r| r >= self.config.sell.total_rate.get());
-        let (first, second) = if rises { (total, one) } else { (one, total) };
+        let sell = &self.config.sell;
+        let total = limits.rate_bytes_per_s;
+        // A total below the rate of one lease takes that with it.
+        let lease = limits
+            .lease_rate_bytes_per_s
+            .or(total.filter(|total| *total < sell.rate.get()));
+        let total_change = ("sell.total_rate", total.map(bytes_per_s));
+        let lease_change = ("sell.rate", lease.map(bytes_per_s));
+        // Each step must hold by itself: the total first if it rises, last if it falls.
+        let rises = total.is_none_or(|total| total >= sell.total_rate.get());
+        let (first, second) = match rises {
+            true => (total_change, lease_change),
+            false => (lease_change, total_change),
+        };
         let wanted = [
             first,
             second,
@@ -375,16 +431,10 @@ impl Driver {
                 limits.postpaid.map(|postpaid| postpaid.to_string()),
             ),
         ];
-        let changes: Vec<_> = wanted
+        let changes = wanted
             .into_iter()
-            .filter_map(|(key, value)| Some((key, value?)))
-            .collect();
-        if !changes.is_empty() {
-            self.write_settings(&changes)?;
-            let config = self.config_on_disk()?;
-            self.apply_live(&config);
-        }
-        self.selling_changed()
+            .filter_map(|(key, value)| Some((key, value?)));
+        Ok(changes.collect())
     }
 
     fn selling_changed(&self) -> Outcome {
@@ -867,6 +917,11 @@ fn would_close(view: &ChannelView, feerate: FeeRate) -> Result<api::ChannelClose
 
 fn gone() -> ApiError {
     ApiError::failure("the channel has nothing to end with")
+}
+
+fn price_change(rule: &api::PriceRule) -> (&'static str, String) {
+    let api::PriceRule::Fixed { price_msat_per_gb } = rule;
+    ("sell.price", format!("{price_msat_per_gb} msat/GB"))
 }
 
 fn setting_error(error: SettingError) -> ApiError {

@@ -1,5 +1,6 @@
 //! The seller's side: the offer this node keeps alive, and the desk that quotes and leases.
 
+use std::net::{Ipv6Addr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bitmesh_market::envelope::Signed;
@@ -20,6 +21,7 @@ use rand::RngExt;
 use tracing::{debug, warn};
 
 use super::Driver;
+use super::sessions::End;
 use crate::control::api;
 use crate::mesh::{Command, InboundId};
 use crate::protocol::{Cell, Response, Topic};
@@ -127,10 +129,14 @@ impl Driver {
 
     fn egress_summary(&self) -> Egress {
         let open = match self.outlet.preset() {
-            Preset::Web => Egress::NONE,
-            Preset::Standard | Preset::Open => Egress::ALL_PORTS,
+            Preset::Web | Preset::Standard => Egress::NONE,
+            Preset::Open => Egress::ALL_PORTS,
         };
-        Egress::IPV4 | Egress::IPV6 | Egress::UDP | open
+        let six = match has_ipv6() {
+            true => Egress::IPV6,
+            false => Egress::NONE,
+        };
+        Egress::IPV4 | six | Egress::UDP | open
     }
 
     /// Where buyers can dial this node: the addresses it announces, else those it listens on.
@@ -203,6 +209,12 @@ impl Driver {
         let now = self.clock.now();
         match self.selling.phase {
             Phase::Offering => {
+                let unix = self.unix();
+                if let Err(retry_at) = self.book.count_own_change(unix) {
+                    // Others hold every seller to a rate of changes: said sooner, it would be lost.
+                    self.selling.restate_at = now.checked_add(unix.until(retry_at));
+                    return;
+                }
                 let terms = self.terms();
                 self.publish(Some(terms));
                 let jitter = rand::rng().random_range(Duration::ZERO..RESTATE_JITTER);
@@ -361,11 +373,7 @@ impl Driver {
             return;
         }
         let bytes = lease.as_bytes().to_vec();
-        if let Err(error) = self.begin_session(lease, Role::Payee) {
-            warn!(%error, "a lease cannot be served");
-            self.lease_failed(request, id);
-            return;
-        }
+        self.begin_session(lease, End::seller());
         if self.broken {
             return;
         }
@@ -400,6 +408,15 @@ impl Driver {
         self.desk.handle(Input::Ended(lease), now);
         self.desk_outputs();
     }
+}
+
+/// Whether there is a way into the IPv6 internet. Connecting a datagram socket sends nothing: it only
+/// asks the system for a route.
+fn has_ipv6() -> bool {
+    let anywhere = (Ipv6Addr::UNSPECIFIED, 0);
+    // The first address of what is routed at all (RFC 4291, section 2.4).
+    let global = (Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1), 9);
+    UdpSocket::bind(anywhere).is_ok_and(|socket| socket.connect(global).is_ok())
 }
 
 /// The cells in which this node says and hears offers: its own, its region's, and the one for those

@@ -17,6 +17,7 @@ use bitmesh_market::units::{Bytes, Msat};
 use bitmesh_wallet::keys::Role;
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::closed::ClosedLease;
 use super::{Driver, Wake};
@@ -60,7 +61,7 @@ enum Machine {
 }
 
 /// This node's end of the tunnel.
-enum End {
+pub(super) enum End {
     Buyer {
         ingress: Ingress,
         /// Lanes that are open and carry nothing yet.
@@ -75,6 +76,33 @@ enum End {
         /// Cuts the tunnel that runs.
         cut: Option<CancellationToken>,
     },
+}
+
+impl End {
+    /// A buyer's, with the port for its applications: dialled at once.
+    pub(super) fn buyer(ingress: Ingress, now: Instant) -> Self {
+        Self::Buyer {
+            ingress,
+            lanes: Vec::new(),
+            redial_at: Some(now),
+            redial_wait: REDIAL_FIRST,
+        }
+    }
+
+    /// A seller's, which waits for the buyer.
+    pub(super) fn seller() -> Self {
+        Self::Seller {
+            lanes: Vec::new(),
+            cut: None,
+        }
+    }
+
+    fn role(&self) -> Role {
+        match self {
+            Self::Buyer { .. } => Role::Payer,
+            Self::Seller { .. } => Role::Payee,
+        }
+    }
 }
 
 /// How fast a session has been lately.
@@ -317,7 +345,8 @@ impl Drop for Session {
 
 impl Driver {
     /// Begins the session of a lease that both have signed. The lease is durable when this returns.
-    pub(super) fn begin_session(&mut self, lease: Lease, role: Role) -> std::io::Result<()> {
+    pub(super) fn begin_session(&mut self, lease: Lease, end: End) {
+        let role = end.role();
         if role == Role::Payer {
             let (seller, carried) = (lease.seller(), lease.carried());
             if let Some(total) = self.payments.credit_recognised(seller, carried) {
@@ -342,7 +371,7 @@ impl Driver {
                 now,
             ))),
         };
-        self.add_session(machine, Reading::ZERO)
+        self.add_session(machine, Reading::ZERO, end);
     }
 
     /// Takes a session up again after a restart. One that had closed only leaves what it billed.
@@ -394,29 +423,21 @@ impl Driver {
             });
             return Ok(());
         }
-        self.add_session(machine, reading)
-            .map_err(|error| error.to_string())
+        let end = match role {
+            Role::Payer => End::buyer(self.bind_somewhere().map_err(|e| e.to_string())?, now),
+            Role::Payee => End::seller(),
+        };
+        self.add_session(machine, reading, end);
+        Ok(())
     }
 
-    fn add_session(&mut self, machine: Machine, reading: Reading) -> std::io::Result<()> {
+    fn add_session(&mut self, machine: Machine, reading: Reading, end: End) {
         let now = self.clock.now();
         let (lease, role) = match &machine {
             Machine::Buyer(machine) => (machine.lease(), Role::Payer),
             Machine::Seller(machine) => (machine.lease(), Role::Payee),
         };
         let (id, peer, opened_at) = (lease.id(), other_side(lease, role), lease.accepted());
-        let end = match role {
-            Role::Payer => End::Buyer {
-                ingress: self.bind_ingress()?,
-                lanes: Vec::new(),
-                redial_at: Some(now),
-                redial_wait: REDIAL_FIRST,
-            },
-            Role::Payee => End::Seller {
-                lanes: Vec::new(),
-                cut: None,
-            },
-        };
         let meter = Arc::new(Meter::new(reading));
         let meter_watch = self.watch_meter(id, Arc::clone(&meter));
         let session = Session {
@@ -445,11 +466,10 @@ impl Driver {
             session.paid_in(paid, now);
         }
         self.drain_session(id);
-        Ok(())
     }
 
     /// Listens where the operator said, or on a free port if that one is taken by another session.
-    fn bind_ingress(&self) -> std::io::Result<Ingress> {
+    pub(super) fn bind_ingress(&self) -> std::io::Result<Ingress> {
         match Ingress::listen(self.config.buy.proxy) {
             Ok(ingress) => Ok(ingress),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
@@ -459,6 +479,16 @@ impl Driver {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The same for a lease that goes on after a restart, which no setting may stop: anywhere on this
+    /// machine if need be.
+    fn bind_somewhere(&self) -> std::io::Result<Ingress> {
+        self.bind_ingress().or_else(|error| {
+            let place = self.config.buy.proxy;
+            warn!(%place, %error, "buy.proxy cannot be listened on; taking a free port of 127.0.0.1");
+            Ingress::listen(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))
+        })
     }
 
     /// Tells the driver, once for each mark, that a meter has passed it.

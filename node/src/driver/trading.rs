@@ -78,7 +78,10 @@ impl Driver {
             );
         }
         self.payments.connected(node, now);
-        self.restate_offer_soon();
+        // The peer reads this node's book by itself; what was said to nobody is said again.
+        if self.selling.visible_to == 0 {
+            self.restate_offer_soon();
+        }
         self.tell(Some(api::Event::PeerConnected {
             node: node.to_string(),
         }));

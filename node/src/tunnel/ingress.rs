@@ -3,6 +3,7 @@
 //! The port outlives sessions. While none is attached, and while credit is missing, new flows wait
 //! for a short time and then fail with an answer that says why.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -174,6 +175,12 @@ fn require_loopback(address: SocketAddr) -> io::Result<()> {
         io::ErrorKind::InvalidInput,
         format!("the proxy listens on loopback only, not on {address}"),
     ))
+}
+
+impl fmt::Debug for Ingress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Ingress").field(&self.address).finish()
+    }
 }
 
 impl Drop for Ingress {

@@ -233,6 +233,11 @@ pub struct Buy {
     /// Pay at most this for 10^9 bytes. Absent: the limit in the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_price_msat_per_gb: Option<u64>,
+    /// Take no quote whose first payment is above this. Absent: twice what this node's own view of the
+    /// fee rate makes a closing worth. What is paid first is credit, but a seller that carries nothing
+    /// for it keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_first_msat: Option<u64>,
     /// Close the lease after this long even if quota is left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term_s: Option<u64>,
