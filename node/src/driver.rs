@@ -19,6 +19,7 @@ mod views;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -300,6 +301,7 @@ impl Driver {
             }
             mesh::Event::Announced(addresses) => {
                 self.announced = addresses;
+                self.tell_own_addresses();
                 self.restate_offer_soon();
             }
             mesh::Event::Connected(node) => self.peer_connected(node),
@@ -396,7 +398,51 @@ impl Driver {
         }
     }
 
+    /// Closes the way out to what leads back in: the addresses under which others reach this node,
+    /// which may be those of the router in front of it, and bitcoind.
+    fn tell_own_addresses(&self) {
+        let bitcoind = self.config.chain.bitcoind.host(self.network);
+        self.outlet
+            .set_own_addresses(leads_back(&self.announced, bitcoind));
+    }
+
     fn unix(&self) -> UnixTime {
         self.clock.unix()
+    }
+}
+
+/// The addresses that no buyer may reach, although no interface of this machine has them.
+fn leads_back(announced: &[mesh::Address], bitcoind: Option<IpAddr>) -> Vec<IpAddr> {
+    let announced = announced.iter().filter_map(mesh::Address::socket);
+    let mut own: Vec<_> = announced
+        .map(|socket| socket.ip())
+        .chain(bitcoind)
+        .map(|ip| ip.to_canonical())
+        .collect();
+    own.sort_unstable();
+    own.dedup();
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_public_address_of_a_router_and_the_host_of_bitcoind_lead_back() {
+        let announced: Vec<mesh::Address> = [
+            "/ip4/1.2.3.4/tcp/6366",
+            "/ip4/1.2.3.4/udp/6366/quic-v1",
+            "/ip6/2600::7/tcp/6366",
+            "/ip6/::ffff:4.3.2.1/tcp/6366",
+        ]
+        .map(|text| text.parse().unwrap())
+        .to_vec();
+        let bitcoind = "9.9.9.9".parse().unwrap();
+
+        let own = leads_back(&announced, Some(bitcoind));
+
+        let expected = ["1.2.3.4", "4.3.2.1", "9.9.9.9", "2600::7"];
+        assert_eq!(own, expected.map(|text| text.parse::<IpAddr>().unwrap()));
     }
 }

@@ -6,9 +6,12 @@
 //!
 //! One frame is a `u32` length (big endian, of what follows), one byte of kind, and the body.
 
+use std::time::Duration;
+
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 
 /// Longest frame, kind byte included. The longest message is a channel's funding, said again after a
 /// connection was lost.
@@ -17,6 +20,12 @@ const MAX_FRAME: usize = 41 * 1024;
 /// Frames that may wait for the stream. A peer that does not read for this many is gone in all but
 /// name, and the link is broken off rather than let the queue grow.
 const OUTBOX: usize = 64;
+
+/// Frames from the other end that are read at once, and in a second in the long run. A session says a
+/// receipt and a voucher four times a second; whoever says more is slowed down by its own stream and
+/// cannot keep the driver from the rest of the node.
+const BURST: u32 = 128;
+const PER_SECOND: u32 = 64;
 
 /// One message on a control stream. The bodies are opaque here; who reads them checks them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +79,9 @@ impl Link {
             let _ = write.close().await;
         });
         let reader = tokio::spawn(async move {
+            let mut pace = Pace::new(Instant::now());
             loop {
+                sleep(pace.wait(Instant::now())).await;
                 let event = match read_frame(&mut read).await {
                     Some(frame) => LinkEvent::Received(frame),
                     None => LinkEvent::Broken,
@@ -99,6 +110,26 @@ impl Drop for Link {
     fn drop(&mut self) {
         // The writer ends by itself once it has written what was queued: a last receipt must go out.
         self.reader.abort();
+    }
+}
+
+/// How fast frames are read.
+#[derive(Debug)]
+struct Pace {
+    /// When a whole burst may be read again.
+    full_at: Instant,
+}
+
+impl Pace {
+    const fn new(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
+    /// How long to wait before the next frame, which is counted.
+    fn wait(&mut self, now: Instant) -> Duration {
+        let interval = Duration::from_secs(1) / PER_SECOND;
+        self.full_at = self.full_at.max(now) + interval;
+        (self.full_at - now).saturating_sub(interval * BURST)
     }
 }
 
@@ -134,8 +165,6 @@ async fn read_frame<R: AsyncRead + Unpin>(read: &mut R) -> Option<Frame> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncWriteExt as _;
     use tokio_util::compat::TokioAsyncReadCompatExt;
 
@@ -182,6 +211,40 @@ mod tests {
 
             assert!(matches!(next(&mut events).await, LinkEvent::Broken));
         }
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_never_stops_talking_is_heard_at_its_rate() {
+        let (mut a, b) = tokio::io::duplex(64);
+        let (at_b, mut events) = mpsc::channel(8);
+        let _b = Link::start(b.compat(), at_b, |event| event);
+        let talking = tokio::spawn(async move {
+            // A kind and no body: the cheapest frame there is.
+            while a.write_all(&[0, 0, 0, 1, 1]).await.is_ok() {}
+        });
+        let start = Instant::now();
+
+        for _ in 0..BURST + PER_SECOND {
+            assert!(matches!(next(&mut events).await, LinkEvent::Received(_)));
+        }
+
+        // A slow machine takes longer; none takes less.
+        assert!(start.elapsed() >= Duration::from_millis(900));
+        talking.abort();
+    }
+
+    #[test]
+    fn frames_pass_at_once_up_to_the_burst_and_then_at_the_rate() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+
+        let at_once = (0..BURST).all(|_| pace.wait(start).is_zero());
+        assert!(at_once);
+        let waits: Vec<_> = (0..2 * PER_SECOND).map(|_| pace.wait(start)).collect();
+
+        assert_eq!(waits.last(), Some(&Duration::from_secs(2)));
+        let later = start + Duration::from_secs(60);
+        assert!(pace.wait(later).is_zero());
     }
 
     #[tokio::test]

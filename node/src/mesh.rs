@@ -122,8 +122,13 @@ pub enum Command {
         /// What.
         response: Response,
     },
-    /// Connect to a node at an address, which must end in `/p2p/…`.
+    /// Connect to a node at an address that the operator named, which must end in `/p2p/…`. Dialled
+    /// wherever it leads.
     Dial(Address),
+    /// Connect to a node at an address that a stranger told, for example in an offer. Dialled only if
+    /// it is of the public Internet, or private ones are allowed, and no more often than addresses of
+    /// strangers are.
+    DialTold(Address),
     /// Connect to a node wherever it is: at addresses heard of, else by asking the hash table.
     Connect(NodeId),
     /// Close all connections with a node. Does not hold if the node is protected or dials again.

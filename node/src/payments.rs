@@ -77,6 +77,8 @@ struct Pair {
     channel: Option<ProposalId>,
     /// The lease being carried out, if any. One at a time: a second would race it for the credit.
     lease: Option<LeaseId>,
+    /// Seller: channels proposed in that lease.
+    proposed: u32,
     /// Buyer: the session's total that waits for the channel to be ready.
     wanted: Option<Msat>,
 }
@@ -419,6 +421,7 @@ impl Payments {
     pub(crate) fn lease_begun(&mut self, role: Role, peer: NodeId, lease: LeaseId) {
         let pair = self.pairs(role).entry(peer).or_default();
         pair.lease = Some(lease);
+        pair.proposed = 0;
         pair.wanted = None;
     }
 

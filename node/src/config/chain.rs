@@ -1,5 +1,6 @@
 //! `[chain]`: where blocks come from.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use bitmesh_market::envelope::Network;
@@ -66,6 +67,24 @@ impl Bitcoind {
         format!("http://127.0.0.1:{port}")
     }
 
+    /// The host in [`address`](Self::address), if it is named by its IP address.
+    pub(crate) fn host(&self, network: Network) -> Option<IpAddr> {
+        let address = self.address(network);
+        let authority = address
+            .split_once("://")
+            .map_or(&*address, |(_, rest)| rest);
+        let authority = authority.split('/').next().unwrap_or_default();
+        let host = match authority.rsplit_once(':') {
+            // The last colon of a bare IPv6 address is not before a port.
+            Some((host, _)) if !host.contains(':') || host.ends_with(']') => host,
+            Some(_) | None => authority,
+        };
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|inner| inner.strip_suffix(']'));
+        bare.unwrap_or(host).parse().ok()
+    }
+
     /// The cookie file, in bitcoind's usual place where none was given.
     pub(crate) fn cookie_file(&self, network: Network) -> PathBuf {
         if !self.cookie.as_os_str().is_empty() {
@@ -81,5 +100,31 @@ impl Bitcoind {
             .map(PathBuf::from)
             .unwrap_or_default();
         home.join(".bitcoin").join(folder).join(".cookie")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_bitcoind_is_read_from_its_address() {
+        for (url, host) in [
+            ("", Some("127.0.0.1")),
+            ("http://203.0.113.7:8332", Some("203.0.113.7")),
+            ("http://203.0.113.7", Some("203.0.113.7")),
+            ("203.0.113.7:8332", Some("203.0.113.7")),
+            ("http://[2001:db8::7]:8332/", Some("2001:db8::7")),
+            ("http://[2001:db8::7]", Some("2001:db8::7")),
+            ("http://bitcoind.example:8332", None),
+        ] {
+            let bitcoind = Bitcoind {
+                url: url.to_owned(),
+                ..Bitcoind::default()
+            };
+
+            let expected = host.map(|host| host.parse().unwrap());
+            assert_eq!(bitcoind.host(Network::Mainnet), expected, "{url:?}");
+        }
     }
 }

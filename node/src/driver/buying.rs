@@ -367,7 +367,8 @@ impl Driver {
         for address in addresses.into_iter().flatten() {
             let address = crate::mesh::Address::from_bytes(address.as_bytes());
             if let Some(address) = address.ok().and_then(|a| a.with_node(seller)) {
-                self.mesh_do(Command::Dial(address));
+                // The seller's word: it must not make a buyer knock on its own neighbours' doors.
+                self.mesh_do(Command::DialTold(address));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The seller's way out, shared by all sessions this node serves.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bitmesh_market::units::BytesPerSecond;
@@ -25,6 +26,11 @@ impl Outlet {
             exit: Arc::new(Exit::new(Policy::new(policy), resolver, Limits::default())),
             shaper: Shaper::new(Some(total)),
         }
+    }
+
+    /// Tells the policy which addresses lead back to this machine, although no interface has them.
+    pub(super) fn set_own_addresses(&self, own: Vec<IpAddr>) {
+        self.exit.policy().set_own_addresses(own);
     }
 
     /// What buyers may reach, in a word.

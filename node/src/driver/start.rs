@@ -244,6 +244,7 @@ async fn open(
         events: events.clone(),
         wakes,
     };
+    driver.tell_own_addresses();
     driver.replay(entries)?;
     driver.restore_book();
     for topic in driver.topics() {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bitmesh_market::book::{AskId, Inserted};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::offer::{Verdict, VerifiedOffer};
-use tracing::{debug, trace};
+use tracing::{debug, trace, warn};
 
 use super::{Asked, Driver};
 use crate::control::api;
@@ -201,7 +201,12 @@ impl Driver {
     /// A page of a neighbour's book came.
     pub(super) fn page_came(&mut self, neighbour: NodeId, asks: &[Vec<u8>], next: Option<Cursor>) {
         for ask in asks {
-            self.take_offer(neighbour, ask);
+            // Whoever keeps what no honest node does has a book that is not worth reading.
+            if self.take_offer(neighbour, ask) == Verdict::Reject {
+                warn!(%neighbour, "its order book holds what is no offer; reading no further");
+                self.sync.end(neighbour);
+                return;
+            }
         }
         match next {
             Some(after) if !asks.is_empty() && self.sync.go_on(neighbour) => {

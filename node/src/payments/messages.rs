@@ -17,6 +17,10 @@ use super::{Channel, Output, Payments, PaymentsError, party, use_channel};
 /// key and one record, and the buyer nothing; an honest buyer funds within seconds.
 const MAX_UNFUNDED: usize = 64;
 
+/// Channels that a buyer may propose in one lease. An honest one proposes one, and another if its
+/// wallet could not fund that.
+const PROPOSALS_PER_LEASE: u32 = 4;
+
 impl Payments {
     // What happened elsewhere.
 
@@ -76,6 +80,10 @@ impl Payments {
             return Ok(());
         }
         let tip = self.tip.ok_or(PaymentsError::NoTip)?;
+        if !self.may_propose(buyer) {
+            self.refuse_proposal(buyer, proposal, RefusalCode::Busy);
+            return Ok(());
+        }
         self.make_room_for(buyer, now);
         let unfunded = self
             .payees
@@ -102,14 +110,7 @@ impl Payments {
             }
         };
         if let Some(code) = code {
-            let refused = Refused {
-                subject: *proposal.as_bytes(),
-                code,
-            };
-            self.outputs.push_back(Output::Send {
-                to: buyer,
-                message: Message::Refused(refused),
-            });
+            self.refuse_proposal(buyer, proposal, code);
             return Ok(());
         }
         let key = self.key(Role::Payee, key_index)?;
@@ -126,14 +127,7 @@ impl Payments {
         let machine = match accepted {
             Ok(machine) => machine,
             Err(error) => {
-                let refused = Refused {
-                    subject: *proposal.as_bytes(),
-                    code: error.refusal(),
-                };
-                self.outputs.push_back(Output::Send {
-                    to: buyer,
-                    message: Message::Refused(refused),
-                });
+                self.refuse_proposal(buyer, proposal, error.refusal());
                 return Ok(());
             }
         };
@@ -144,14 +138,46 @@ impl Payments {
         Ok(())
     }
 
-    /// Gives up what this buyer proposed before and never funded: a buyer has one such at a time.
+    /// Whether a buyer may propose a channel; counts that it did. A channel costs the seller a key and
+    /// some records for good, so that whoever has no lease, of which there are few, may propose none.
+    fn may_propose(&mut self, buyer: NodeId) -> bool {
+        let Some(pair) = self.sold.get_mut(&buyer) else {
+            return false;
+        };
+        let may = pair.lease.is_some() && pair.proposed < PROPOSALS_PER_LEASE;
+        if may {
+            pair.proposed += 1;
+        }
+        may
+    }
+
+    fn refuse_proposal(&mut self, buyer: NodeId, proposal: ProposalId, code: RefusalCode) {
+        let refused = Refused {
+            subject: *proposal.as_bytes(),
+            code,
+        };
+        self.outputs.push_back(Output::Send {
+            to: buyer,
+            message: Message::Refused(refused),
+        });
+    }
+
+    /// Gives up what was proposed and never funded: what this buyer proposed before, since a buyer
+    /// has one such at a time; and where there are too many, one of a buyer whose lease is over.
     fn make_room_for(&mut self, buyer: NodeId, now: Instant) {
-        let stale: Vec<_> = self
+        let unfunded: Vec<_> = self
             .payees
             .iter()
-            .filter(|(_, c)| c.peer == buyer && c.machine.stage() == payee::Stage::Accepted)
-            .map(|(proposal, _)| *proposal)
+            .filter(|(_, c)| c.machine.stage() == payee::Stage::Accepted)
+            .map(|(proposal, c)| (*proposal, c.peer))
             .collect();
+        let is_full = unfunded.len() >= MAX_UNFUNDED;
+        let left = unfunded
+            .iter()
+            .find(|(_, peer)| is_full && !self.is_leased(Role::Payee, *peer))
+            .copied();
+        let own = unfunded.into_iter().filter(|(_, peer)| *peer == buyer);
+        let stale: Vec<_> = own.chain(left).map(|(proposal, _)| proposal).collect();
         for proposal in stale {
             let _ = self.tell_payee(proposal, payee::Input::AbandonAsked, now);
         }
@@ -243,5 +269,137 @@ impl Payments {
         self.drain_payee(proposal, now);
         self.tell_deferred(proposal, buyer);
         Ok(told?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bitcoin::secp256k1::Secp256k1;
+    use bitcoin::{Network, ScriptBuf};
+    use bitmesh_market::identity::{Ed25519Signer, Signer as _};
+    use bitmesh_market::lease::LeaseId;
+    use bitmesh_market::units::Msat;
+    use bitmesh_wallet::channel::deadline::BlockHeight;
+    use bitmesh_wallet::channel::params::{self, PayeePolicy, PayerPolicy};
+    use bitmesh_wallet::keys::Keys;
+
+    use super::super::Policy;
+    use super::*;
+
+    const NETWORK: Network = Network::Regtest;
+    const TIP: u32 = 1_000;
+
+    #[expect(clippy::disallowed_methods, reason = "a start for virtual time")]
+    fn epoch() -> Instant {
+        Instant::now()
+    }
+
+    fn node(seed: u8) -> NodeId {
+        Ed25519Signer::from_seed([seed; 32]).node_id()
+    }
+
+    fn keys(seed: u8) -> Keys {
+        Keys::from_entropy(&[seed; 16], NETWORK)
+    }
+
+    fn seller() -> Payments {
+        let policy = Policy {
+            payee: PayeePolicy::default(),
+            payer: PayerPolicy::default(),
+            zero_conf_total: Amount::from_sat(5_000),
+            expiry_blocks: params::DEFAULT_TERM,
+        };
+        let mut seller = Payments::new(node(0), NETWORK, Arc::new(keys(0)), policy, 1);
+        seller.tip_changed(BlockHeight::new(TIP), epoch());
+        seller
+    }
+
+    fn open(buyer: u8, nonce: u8) -> Open {
+        let key = keys(buyer).channel_keypair(Role::Payer, 0).unwrap();
+        let (key, _) = key.x_only_public_key();
+        Open {
+            nonce: [nonce; 16],
+            chain: params::genesis(NETWORK),
+            payer: party(node(buyer)),
+            payee: party(node(0)),
+            payer_key: key,
+            capacity: Amount::from_sat(100_000),
+            expiry: BlockHeight::new(TIP + params::DEFAULT_TERM),
+            change_script: ScriptBuf::new_p2tr(&Secp256k1::new(), key, None),
+        }
+    }
+
+    /// Whether a proposal was accepted, and how many records it made the seller write.
+    fn propose(seller: &mut Payments, buyer: u8, nonce: u8) -> (bool, usize) {
+        let message = Message::Open(open(buyer, nonce));
+        seller.received(node(buyer), message, epoch()).unwrap();
+        let (mut accepted, mut records) = (false, 0);
+        while let Some(output) = seller.poll_output() {
+            match output {
+                Output::Send { message, .. } => accepted = matches!(message, Message::Accept(_)),
+                Output::Persist(_) => records += 1,
+                _ => {}
+            }
+        }
+        (accepted, records)
+    }
+
+    fn lease(seller: &mut Payments, buyer: u8) {
+        let lease = LeaseId::from_bytes([buyer; 32]);
+        seller.lease_begun(Role::Payee, node(buyer), lease);
+    }
+
+    fn end_lease(seller: &mut Payments, buyer: u8) {
+        let lease = LeaseId::from_bytes([buyer; 32]);
+        seller.lease_over(Role::Payee, node(buyer), lease, Msat::ZERO);
+    }
+
+    fn unfunded(seller: &Payments) -> usize {
+        let stages = seller.payees.values().map(|c| c.machine.stage());
+        stages
+            .filter(|stage| *stage == payee::Stage::Accepted)
+            .count()
+    }
+
+    #[test]
+    fn whoever_has_no_lease_makes_the_seller_write_nothing() {
+        let mut seller = seller();
+
+        for nonce in 0..100 {
+            assert_eq!(propose(&mut seller, 1, nonce), (false, 0));
+        }
+        assert!(seller.payees.is_empty());
+        assert_eq!(seller.next_payee_key, 0);
+
+        lease(&mut seller, 1);
+        assert_eq!(propose(&mut seller, 1, 0), (true, 1));
+        end_lease(&mut seller, 1);
+        assert_eq!(propose(&mut seller, 1, 1), (false, 0));
+    }
+
+    #[test]
+    fn a_lease_is_good_for_four_proposals_and_one_that_is_not_funded() {
+        let mut seller = seller();
+        lease(&mut seller, 1);
+
+        let accepted = (0..100).filter(|nonce| propose(&mut seller, 1, *nonce).0);
+
+        assert_eq!(accepted.count(), 4);
+        assert_eq!(unfunded(&seller), 1);
+        assert_eq!(seller.next_payee_key, 4);
+    }
+
+    #[test]
+    fn buyers_that_leave_channels_unfunded_do_not_keep_others_out() {
+        let mut seller = seller();
+        for buyer in 1..=200 {
+            lease(&mut seller, buyer);
+            assert!(propose(&mut seller, buyer, 0).0, "{buyer}");
+            end_lease(&mut seller, buyer);
+
+            assert!(unfunded(&seller) <= MAX_UNFUNDED);
+        }
     }
 }

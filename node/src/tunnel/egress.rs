@@ -19,7 +19,7 @@ use super::lane::LaneStream;
 use super::link::{Accept, Link, Member, Role, Seat};
 use super::meter::Meter;
 use super::policy::{Checked, Policy, Protocol};
-use super::resolver::{MAX_ADDRESSES, ResolveError, Resolver};
+use super::resolver::{MAX_ADDRESSES, Places, ResolveError, Resolver};
 use super::shaper::LeaseShaper;
 use super::{socket, udp};
 
@@ -86,6 +86,32 @@ impl Exit {
         &self.policy
     }
 
+    fn check(
+        &self,
+        address: SocketAddr,
+        protocol: Protocol,
+    ) -> Result<Checked, super::policy::Denied> {
+        self.policy.check(address, protocol)
+    }
+}
+
+/// One buyer's share of the way out: what it uses up here, it uses up for itself.
+pub(super) struct Share {
+    exit: Arc<Exit>,
+    lookups: Places,
+    /// Peers of datagrams that were not sent to before.
+    contacts: Mutex<OpenRate>,
+}
+
+impl Share {
+    pub(super) fn new(exit: Arc<Exit>, now: Instant) -> Self {
+        Self {
+            lookups: Places::default(),
+            contacts: Mutex::new(OpenRate::new(exit.limits, now)),
+            exit,
+        }
+    }
+
     /// All addresses of a destination that may be reached.
     pub(super) async fn resolve(
         &self,
@@ -94,14 +120,14 @@ impl Exit {
     ) -> Result<Vec<Checked>, Refusal> {
         let found = match &destination.host {
             Host::Ip(ip) => vec![*ip],
-            Host::Name(name) => self
-                .resolver
-                .resolve(name.as_str())
-                .await
-                .map_err(|error| match error {
+            Host::Name(name) => {
+                let place = self.lookups.place().await;
+                let found = self.exit.resolver.resolve(name.as_str(), place).await;
+                found.map_err(|error| match error {
                     ResolveError::NotFound => Refusal::NameNotFound,
                     ResolveError::TimedOut => Refusal::TimedOut,
-                })?,
+                })?
+            }
         };
         if found.is_empty() {
             return Err(Refusal::NameNotFound);
@@ -125,7 +151,16 @@ impl Exit {
         address: SocketAddr,
         protocol: Protocol,
     ) -> Result<Checked, super::policy::Denied> {
-        self.policy.check(address, protocol)
+        self.exit.check(address, protocol)
+    }
+
+    /// Whether a datagram may go where none went before. A scan by datagrams is held to the rate of
+    /// one by connections, though nothing is opened for it.
+    pub(super) fn may_contact(&self, now: Instant) -> bool {
+        self.contacts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .admit_now(now)
     }
 }
 
@@ -143,10 +178,12 @@ pub async fn serve(
     exit: Arc<Exit>,
 ) -> Ended {
     let (link, readers) = Link::new(Role::Seller, lanes, meter, shaper);
+    let now = Instant::now();
     let egress = Egress {
-        opens: Mutex::new(OpenRate::new(exit.limits, Instant::now())),
+        limits: exit.limits,
+        opens: Mutex::new(OpenRate::new(exit.limits, now)),
         associations: Arc::default(),
-        exit,
+        share: Arc::new(Share::new(exit, now)),
     };
     let noticing = Arc::clone(&link);
     link.spawn(async move {
@@ -180,7 +217,8 @@ async fn tell_when_paused(link: &Link) {
 
 /// The seller's side of one session.
 struct Egress {
-    exit: Arc<Exit>,
+    limits: Limits,
+    share: Arc<Share>,
     opens: Mutex<OpenRate>,
     associations: Arc<udp::Count>,
 }
@@ -195,11 +233,11 @@ impl Accept for Egress {
         early: &[u8],
     ) -> Result<(), Violation> {
         // An honest buyer stops at the limit, give or take what is on its way.
-        if link.flows() >= self.exit.limits.flows.saturating_mul(2) {
+        if link.flows() >= self.limits.flows.saturating_mul(2) {
             return Err(Violation::TooManyFlows);
         }
         let now = Instant::now();
-        let wait = if link.flows() < self.exit.limits.flows {
+        let wait = if link.flows() < self.limits.flows {
             self.opens
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -219,9 +257,9 @@ impl Accept for Egress {
                 }
                 match wait {
                     Some(wait) => {
-                        let exit = Arc::clone(&self.exit);
+                        let share = Arc::clone(&self.share);
                         let link_ = Arc::clone(link);
-                        link.spawn(carry(link_, flow, destination, exit, wait));
+                        link.spawn(carry(link_, flow, destination, share, wait));
                     }
                     None => {
                         count_open(link);
@@ -231,11 +269,11 @@ impl Accept for Egress {
                 Ok(())
             }
             Target::Udp => {
-                let slot = udp::Slot::take(&self.associations, self.exit.limits.associations);
+                let slot = udp::Slot::take(&self.associations, self.limits.associations);
                 udp::open_at_seller(
                     link,
                     seat,
-                    Arc::clone(&self.exit),
+                    Arc::clone(&self.share),
                     slot.filter(|_| wait.is_some()),
                 );
                 Ok(())
@@ -266,14 +304,14 @@ async fn carry(
     link: Arc<Link>,
     flow: Arc<Flow>,
     destination: Destination,
-    exit: Arc<Exit>,
+    share: Arc<Share>,
     wait: Duration,
 ) {
     let opening = async {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        dial(&exit, &destination).await
+        dial(&share, &destination).await
     };
     // The OPEN is paid for whatever becomes of it, so this cannot be given up halfway.
     let paid = tokio::select! {
@@ -296,9 +334,9 @@ async fn carry(
     }
 }
 
-async fn dial(exit: &Exit, destination: &Destination) -> Result<TcpStream, Refusal> {
+async fn dial(share: &Share, destination: &Destination) -> Result<TcpStream, Refusal> {
     let connecting = async {
-        let addresses = exit.resolve(destination, Protocol::Tcp).await?;
+        let addresses = share.resolve(destination, Protocol::Tcp).await?;
         connect_first(&addresses)
             .await
             .map_err(|error| refusal_for(&error))
@@ -381,6 +419,16 @@ impl OpenRate {
         }
         self.busy_until = busy_until;
         Some(wait)
+    }
+
+    /// Whether another may go at once; if not, it does not count.
+    fn admit_now(&mut self, now: Instant) -> bool {
+        let busy_until = self.busy_until.max(now) + self.interval;
+        let may = busy_until - now <= self.burst;
+        if may {
+            self.busy_until = busy_until;
+        }
+        may
     }
 }
 

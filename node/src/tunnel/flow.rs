@@ -178,6 +178,13 @@ impl Flow {
             }
         }
         if !data.is_empty() {
+            if !self.link.hold(data.len()) {
+                inbound.uncounted += data.len() - counted;
+                self.discard(&mut inbound);
+                drop(inbound);
+                self.give_up();
+                return Ok(());
+            }
             inbound.backlog.extend_from_slice(data);
             inbound.uncounted += data.len() - counted;
             drop(inbound);
@@ -283,7 +290,8 @@ impl Flow {
     /// Drops what is not delivered and counts what the peer has counted.
     fn discard(&self, inbound: &mut Inbound) {
         inbound.discarding = true;
-        inbound.backlog = BytesMut::new();
+        let backlog = std::mem::take(&mut inbound.backlog);
+        self.link.let_go(backlog.len());
         let owed = std::mem::take(&mut inbound.uncounted);
         self.link
             .meter()
@@ -598,6 +606,7 @@ impl Flow {
         let counted = inbound.backlog.len() - inbound.uncounted;
         let written = try_write(socket, &inbound.backlog[..counted]).map_err(|_| GaveUp)?;
         inbound.backlog.advance(written);
+        self.link.let_go(written);
         if inbound.backlog.is_empty() {
             // A flow that caught up holds nothing.
             inbound.backlog = BytesMut::new();
@@ -609,8 +618,12 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        let window = self.inbound().window;
+        let (window, held) = {
+            let inbound = self.inbound();
+            (inbound.window, inbound.backlog.len())
+        };
         self.link.shrink_window(window - FIRST_WINDOW);
+        self.link.let_go(held);
     }
 }
 

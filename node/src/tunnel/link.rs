@@ -24,6 +24,12 @@ const READ_BUFFER: usize = HEADER + MAX_PAYLOAD;
 /// flows at once. It bounds what a peer can make this side hold.
 const SPARE_WINDOW: u32 = 16 * 1024 * 1024;
 
+/// Most bytes of all flows of a session together that wait to be delivered: because a server or an
+/// application reads slowly, or because they are not paid for. What flows may have on the way by
+/// their first windows alone is four times this, and would be a stranger's to fill; an honest page
+/// or two of stuck uploads is a tenth of it. The flow that goes beyond is reset.
+const MAX_HELD: usize = 32 * 1024 * 1024;
+
 /// How long the lanes may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -46,6 +52,8 @@ pub(super) struct Link {
     /// Entries in all tables.
     flows: AtomicUsize,
     spare_window: AtomicU32,
+    /// Bytes in the backlogs of all flows, at most [`MAX_HELD`].
+    held: AtomicUsize,
     /// What the seller last said about credit.
     paused: AtomicBool,
     tasks: TaskTracker,
@@ -118,6 +126,7 @@ impl Link {
             lanes,
             flows: AtomicUsize::new(0),
             spare_window: AtomicU32::new(SPARE_WINDOW),
+            held: AtomicUsize::new(0),
             paused: AtomicBool::new(false),
             tasks: TaskTracker::new(),
         };
@@ -191,6 +200,20 @@ impl Link {
     /// Gives back what [`grow_window`](Self::grow_window) took.
     pub(super) fn shrink_window(&self, delta: u32) {
         self.spare_window.fetch_add(delta, SeqCst);
+    }
+
+    /// Takes room for bytes that wait to be delivered, if the session has that.
+    pub(super) fn hold(&self, len: usize) -> bool {
+        self.held
+            .fetch_update(SeqCst, SeqCst, |held| {
+                held.checked_add(len).filter(|held| *held <= MAX_HELD)
+            })
+            .is_ok()
+    }
+
+    /// Gives back what [`hold`](Self::hold) took.
+    pub(super) fn let_go(&self, len: usize) {
+        self.held.fetch_sub(len, SeqCst);
     }
 
     fn table(&self, lane: usize) -> MutexGuard<'_, Table> {

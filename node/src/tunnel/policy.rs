@@ -4,6 +4,7 @@
 //! can be dialled. There is no second lookup, so there is nothing that DNS rebinding could change.
 
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +15,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 mod address;
+mod routes;
 
 pub use address::{Prefix, PrefixError, is_public};
 
@@ -148,6 +150,9 @@ pub enum Denied {
     /// In the operator's deny list.
     #[error("{0} is denied by the operator")]
     Listed(IpAddr),
+    /// The interfaces of this machine could never be read, so nobody knows what is near it.
+    #[error("{0} may be near: the interfaces of this machine cannot be read")]
+    Unknown(IpAddr),
     /// A port that the preset does not allow.
     #[error("port {0} is not allowed here")]
     Port(u16),
@@ -263,46 +268,68 @@ impl Policy {
             .interfaces
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        interfaces.refresh(Instant::now());
-        if interfaces.addresses.contains(&ip) {
-            return Err(Denied::Own(ip));
-        }
-        if interfaces.on_link.iter().any(|prefix| prefix.contains(ip)) {
-            return Err(Denied::OnLink(ip));
-        }
-        Ok(())
+        interfaces.refresh(Instant::now(), if_addrs::get_if_addrs);
+        interfaces.check(ip)
     }
 }
 
 impl Interfaces {
-    fn refresh(&mut self, now: Instant) {
+    fn refresh(
+        &mut self,
+        now: Instant,
+        read: impl FnOnce() -> io::Result<Vec<if_addrs::Interface>>,
+    ) {
         let fresh = |at: Instant| now.saturating_duration_since(at) < INTERFACES_FRESH;
         if self.read_at.is_some_and(fresh) {
             return;
         }
-        match if_addrs::get_if_addrs() {
+        match read() {
             Ok(found) => {
                 self.addresses = found.iter().map(|interface| interface.ip()).collect();
-                self.on_link = found.iter().filter_map(on_link).collect();
+                self.on_link = found.iter().filter_map(network_of).collect();
+                self.on_link.extend(routes::on_link());
                 self.read_at = Some(now);
             }
             // What was known stays in force; the next check tries again.
             Err(error) => tracing::warn!(%error, "cannot read the network interfaces"),
         }
     }
+
+    fn check(&self, ip: IpAddr) -> Result<(), Denied> {
+        if self.read_at.is_none() {
+            return Err(Denied::Unknown(ip));
+        }
+        if self.addresses.contains(&ip) {
+            return Err(Denied::Own(ip));
+        }
+        if self.on_link.iter().any(|prefix| prefix.contains(ip)) {
+            return Err(Denied::OnLink(ip));
+        }
+        Ok(())
+    }
 }
 
-/// The network that an interface is in, if it is one: a prefix as short as a default route would
-/// deny the whole Internet.
-fn on_link(interface: &if_addrs::Interface) -> Option<Prefix> {
+/// The network that an interface is in, if it is one.
+fn network_of(interface: &if_addrs::Interface) -> Option<Prefix> {
+    let len = match &interface.addr {
+        if_addrs::IfAddr::V4(v4) => v4.prefixlen,
+        if_addrs::IfAddr::V6(v6) => v6.prefixlen,
+    };
+    near(interface.ip(), len)
+}
+
+/// A network next to this machine, if it is one: a prefix as short as a default route would deny the
+/// whole Internet.
+fn near(ip: IpAddr, len: u8) -> Option<Prefix> {
     const SHORTEST_V4: u8 = 8;
     const SHORTEST_V6: u8 = 32;
-    let (len, shortest) = match &interface.addr {
-        if_addrs::IfAddr::V4(v4) => (v4.prefixlen, SHORTEST_V4),
-        if_addrs::IfAddr::V6(v6) => (v6.prefixlen, SHORTEST_V6),
+    let shortest = if ip.is_ipv4() {
+        SHORTEST_V4
+    } else {
+        SHORTEST_V6
     };
     (len >= shortest)
-        .then(|| Prefix::new(interface.ip(), len).ok())
+        .then(|| Prefix::new(ip, len).ok())
         .flatten()
 }
 

@@ -1,13 +1,13 @@
 //! Names to addresses, at the egress.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// Most addresses of a name that are looked at. No honest service needs more to be reachable, and a
@@ -17,8 +17,13 @@ pub const MAX_ADDRESSES: usize = 8;
 /// How long one lookup may take: two tries of a stub resolver.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// Lookups at once; each holds a blocking thread of the runtime.
-const LOOKUPS_AT_ONCE: usize = 32;
+/// Lookups at once, over all buyers; each holds a blocking thread of the runtime, of which there are
+/// 512. Eight leases with eight each.
+const LOOKUPS_AT_ONCE: usize = 64;
+
+/// Lookups of one buyer at once. A page names some dozens of hosts, each looked up within a few
+/// milliseconds; names whose servers never answer must not take the places of other buyers.
+pub const LOOKUPS_PER_BUYER: usize = 8;
 
 /// The system does not tell how long an answer is good for; this is short enough for everybody.
 const ANSWER_FRESH: Duration = Duration::from_secs(30);
@@ -40,17 +45,50 @@ pub enum ResolveError {
     TimedOut,
 }
 
+/// One of the lookups that a buyer may have at once, for as long as it is kept.
+#[derive(Debug)]
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The lookups that one buyer may have at once.
+#[derive(Clone, Debug)]
+pub struct Places(Arc<Semaphore>);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LOOKUPS_PER_BUYER)))
+    }
+}
+
+impl Places {
+    /// Waits for one.
+    pub async fn place(&self) -> Place {
+        let permit = Arc::clone(&self.0).acquire_owned().await;
+        Place {
+            _permit: permit.expect("nobody closes it"),
+        }
+    }
+}
+
 /// Finds the addresses of a host name. What it returns is untrusted: every address is checked by
 /// the policy before it is dialled.
 pub trait Resolver: Send + Sync + 'static {
     /// Looks `name` up once. At most [`MAX_ADDRESSES`] of the answer are used.
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>>;
+    ///
+    /// `place` is given back when the lookup holds nothing any more, which may be after the answer:
+    /// one that took too long goes on in the background.
+    fn resolve<'a>(
+        &'a self,
+        name: &'a str,
+        place: Place,
+    ) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>>;
 }
 
 /// The system's resolver, with a limit on lookups at once, a limit in time, and a small cache.
 #[derive(Debug)]
 pub struct SystemResolver {
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
     cache: Mutex<HashMap<Box<str>, Remembered>>,
 }
 
@@ -63,22 +101,27 @@ struct Remembered {
 impl Default for SystemResolver {
     fn default() -> Self {
         Self {
-            lookups: Semaphore::new(LOOKUPS_AT_ONCE),
+            lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
             cache: Mutex::default(),
         }
     }
 }
 
 impl SystemResolver {
-    async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+    async fn look_up(&self, name: &str, place: Place) -> Result<Vec<IpAddr>, ResolveError> {
         let lookup = async {
-            let _permit = self
-                .lookups
-                .acquire()
+            let permit = Arc::clone(&self.lookups)
+                .acquire_owned()
                 .await
                 .map_err(|_| ResolveError::TimedOut)?;
-            // The port is of no interest, the call wants one.
-            let found = tokio::net::lookup_host((name, 0)).await;
+            let name = name.to_owned();
+            let found = tokio::task::spawn_blocking(move || {
+                // The system's call cannot be stopped: its thread is taken until it returns.
+                let _held = (permit, place);
+                // The port is of no interest, the call wants one.
+                (name.as_str(), 0).to_socket_addrs()
+            });
+            let found = found.await.map_err(|_| ResolveError::TimedOut)?;
             let found = found.map_err(|_| ResolveError::NotFound)?;
             let mut addresses: Vec<IpAddr> = Vec::new();
             for address in found.map(|found| found.ip()) {
@@ -132,12 +175,16 @@ impl SystemResolver {
 }
 
 impl Resolver for SystemResolver {
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+    fn resolve<'a>(
+        &'a self,
+        name: &'a str,
+        place: Place,
+    ) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
         Box::pin(async move {
             if let Some(answer) = self.remembered(name, Instant::now()) {
                 return answer;
             }
-            let answer = self.look_up(name).await;
+            let answer = self.look_up(name, place).await;
             self.remember(name, &answer, Instant::now());
             answer
         })

@@ -5,5 +5,6 @@ mod credit;
 mod fixture;
 mod flows;
 mod hostile;
+mod rebinding;
 mod transfer;
 mod udp;

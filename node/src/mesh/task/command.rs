@@ -27,6 +27,15 @@ const MAX_SCORES: usize = 1024;
 /// The score that excludes from gossip, and its opposite.
 const MOST_SCORE: i32 = 100;
 
+/// Whose word an address is.
+#[derive(Clone, Copy, Debug)]
+enum Teller {
+    /// It is dialled wherever it leads.
+    Operator,
+    /// It is dialled if the [rule](super::transport::DialRule) allows it.
+    Stranger,
+}
+
 impl Task {
     pub(super) fn on_command(&mut self, command: Command, now: Instant) {
         match command {
@@ -44,7 +53,8 @@ impl Task {
             }
             Command::Request { id, to, request } => self.request(id, to, request, now),
             Command::Respond { inbound, response } => self.answer(inbound, response),
-            Command::Dial(address) => self.dial_address(&address, now),
+            Command::Dial(address) => self.dial_address(&address, Teller::Operator, now),
+            Command::DialTold(address) => self.dial_address(&address, Teller::Stranger, now),
             Command::Connect(node) => self.want(node, now),
             Command::Disconnect(node) => {
                 // An error says that it is not connected, which is the aim.
@@ -157,14 +167,17 @@ impl Task {
             .send_response(channel, response);
     }
 
-    fn dial_address(&mut self, address: &Address, now: Instant) {
+    fn dial_address(&mut self, address: &Address, teller: Teller, now: Instant) {
         let Some(node) = address.node() else {
             return self.refuse_command("address without a node");
         };
         if node == self.node || self.swarm.is_connected(&peer_of(node)) {
             return;
         }
-        self.rule.name(address.multiaddr());
+        match teller {
+            Teller::Operator => self.rule.name(address.multiaddr()),
+            Teller::Stranger => {}
+        }
         self.dial(node, vec![address.multiaddr().clone()], now);
     }
 

@@ -74,6 +74,91 @@ async fn a_node_that_was_never_met_is_reached_through_the_hash_table() {
 }
 
 #[tokio::test]
+async fn two_nodes_that_know_one_in_common_find_each_other_by_its_hash_table_and_by_nothing_else() {
+    // All else is the same: what they gossip passes the common node in both cases.
+    for (dht, finds) in [(DhtMode::Server, true), (DhtMode::Client, false)] {
+        let mut config = config(Over::Tcp);
+        config.dht = dht;
+        let common = Node::with(&config).await;
+        let mut seller = joins(Over::Tcp, &common).await;
+        let mut buyer = joins(Over::Tcp, &common).await;
+        for node in [&mut seller, &mut buyer] {
+            connected(node, common.id()).await;
+        }
+        for node in [&seller, &common, &buyer] {
+            node.tell(Command::Subscribe(topic())).await;
+        }
+        seller.tell(Command::Provide(cell("u33d"))).await;
+        let mut line = [seller, common, buyer];
+        super::gossip::settle(&mut line).await;
+        let [seller, common, mut buyer] = line;
+        for node in [seller.id(), buyer.id()] {
+            let both = common.inspect().await.neighbours;
+            assert!(both.iter().any(|it| it.node == node));
+        }
+        if finds {
+            common
+                .stands("both in the table", |snapshot| snapshot.dht_nodes == 2)
+                .await;
+        }
+
+        let found = timeout(PATIENCE, async {
+            loop {
+                let found = providers(&mut buyer).await;
+                // The seller tells its cell a moment after it has joined.
+                if !found.is_empty() || !finds {
+                    return found;
+                }
+            }
+        });
+        let found = found.await.unwrap();
+        let (id, to, request) = (RequestId(1), seller.id(), Request::Rfq(vec![]));
+        buyer.tell(Command::Request { id, to, request }).await;
+
+        if finds {
+            assert_eq!(found, [seller.id()]);
+            buyer
+                .stands("connected with the seller", |snapshot| {
+                    snapshot.neighbours.iter().any(|it| it.node == seller.id())
+                })
+                .await;
+        } else {
+            assert_eq!(found, []);
+            let unreachable = super::requests::response(&mut buyer, 1).await;
+            assert_eq!(unreachable, Err(RequestError::Unreachable));
+            let neighbours = buyer.inspect().await.neighbours;
+            assert_eq!(neighbours.len(), 1, "{neighbours:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_a_stranger_told_is_not_dialled_if_it_is_private() {
+    use futures::FutureExt as _;
+
+    let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = door.local_addr().unwrap().port();
+    let mut strict = config(Over::Tcp);
+    strict.allow_private_addresses = false;
+    let node = Node::with(&strict).await;
+    let stranger = Node::start(Over::Tcp).await.id();
+    let address: Address = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
+    let address = address.with_node(stranger).unwrap();
+
+    // As in an offer, whose seller wants a buyer to knock there.
+    node.tell(Command::DialTold(address.clone())).await;
+    node.stands("refused", |snapshot| {
+        snapshot.counters.addresses_filtered == 1
+    })
+    .await;
+    assert!(door.accept().now_or_never().is_none());
+
+    // The operator's word is another matter.
+    node.tell(Command::Dial(address)).await;
+    timeout(PATIENCE, door.accept()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_cell_that_is_provided_no_more_is_not_told_by_the_node_itself() {
     let mut node = Node::start(Over::Tcp).await;
     let mut other = Node::start(Over::Tcp).await;

@@ -1,6 +1,6 @@
 use super::*;
 
-async fn gossip(node: &mut Node) -> (MessageId, NodeId, Vec<u8>) {
+pub(super) async fn gossip(node: &mut Node) -> (MessageId, NodeId, Vec<u8>) {
     node.until("gossip", |event| match event {
         Event::Gossip {
             from,
@@ -16,11 +16,11 @@ async fn gossip(node: &mut Node) -> (MessageId, NodeId, Vec<u8>) {
     .await
 }
 
-async fn judge(node: &Node, message: MessageId, verdict: Verdict) {
+pub(super) async fn judge(node: &Node, message: MessageId, verdict: Verdict) {
     node.tell(Command::Verdict { message, verdict }).await;
 }
 
-async fn publish(node: &Node, bytes: &[u8]) {
+pub(super) async fn publish(node: &Node, bytes: &[u8]) {
     let bytes = bytes.to_vec();
     let topic = topic();
     node.tell(Command::Publish { topic, bytes }).await;
@@ -42,7 +42,7 @@ async fn line(over: Over, length: usize) -> Vec<Node> {
 }
 
 /// Publishes until a message arrives: subscriptions take a moment to be known.
-async fn settle(nodes: &mut [Node]) {
+pub(super) async fn settle(nodes: &mut [Node]) {
     let (first, rest) = nodes.split_first_mut().unwrap();
     let arrived = async {
         for node in rest.iter_mut() {
@@ -191,6 +191,57 @@ async fn a_driver_that_does_not_listen_costs_gossip_and_no_memory() {
         waiting += 1;
     }
     assert!(waiting <= EVENTS);
+}
+
+#[tokio::test]
+async fn a_neighbour_that_floods_is_heard_at_its_rate_and_no_faster() {
+    // What one neighbour may say at once, and in a second; see `peers`.
+    const BURST: u64 = 512;
+    const RATE: u64 = 64;
+    const FLOOD: u64 = 3 * BURST;
+    let mut nodes = line(Over::Tcp, 2).await;
+    settle(&mut nodes).await;
+    let listener = nodes.pop().unwrap();
+    let speaker = nodes.pop().unwrap();
+    let Node {
+        mesh, mut events, ..
+    } = listener;
+    let (start, before) = (tokio::time::Instant::now(), mesh.counters());
+    let driver = mesh.clone();
+    let driving = tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            if let Event::Gossip { message, .. } = event {
+                let verdict = Verdict::Accept;
+                let judged = driver.send(Command::Verdict { message, verdict });
+                judged.await.unwrap();
+            }
+        }
+    });
+    let judged = || {
+        let now = mesh.counters();
+        let heard = now.gossip_accepted - before.gossip_accepted;
+        (heard, now.gossip_ignored - before.gossip_ignored)
+    };
+
+    // As fast as they are taken: a sender's own queue holds 256.
+    let flood = async {
+        for n in 0..FLOOD {
+            publish(&speaker, format!("flood {n}").as_bytes()).await;
+            while n >= 128 + judged().0 + judged().1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        while judged().0 + judged().1 < FLOOD {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, flood).await.unwrap();
+
+    let (heard, ignored) = judged();
+    let seconds = start.elapsed().as_secs() + 1;
+    assert!(heard <= BURST + RATE * seconds, "{heard} in {seconds} s");
+    assert!(heard + ignored >= FLOOD, "{heard} and {ignored}");
+    driving.abort();
 }
 
 #[tokio::test]

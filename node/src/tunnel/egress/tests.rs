@@ -7,13 +7,18 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::super::policy::PolicyConfig;
+use super::super::resolver::{LOOKUPS_PER_BUYER, Place};
 use super::*;
 
 /// A name server that changes its answer with every question, as one for DNS rebinding does.
 struct Rebinding(AtomicUsize);
 
 impl Resolver for Rebinding {
-    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+    fn resolve<'a>(
+        &'a self,
+        _: &'a str,
+        _: Place,
+    ) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
         let question = self.0.fetch_add(1, SeqCst);
         let answer: IpAddr = if question.is_multiple_of(2) {
             [1, 1, 1, 1].into()
@@ -27,22 +32,51 @@ impl Resolver for Rebinding {
 struct Fixed(Vec<IpAddr>);
 
 impl Resolver for Fixed {
-    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+    fn resolve<'a>(
+        &'a self,
+        _: &'a str,
+        _: Place,
+    ) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
         Box::pin(async { Ok(self.0.clone()) })
     }
 }
 
-fn exit(resolver: impl Resolver) -> Exit {
-    Exit::new(
+/// A resolver whose name servers never answer, except for one name.
+#[derive(Default)]
+struct Dead {
+    asked: Arc<AtomicUsize>,
+}
+
+impl Resolver for Dead {
+    fn resolve<'a>(
+        &'a self,
+        name: &'a str,
+        place: Place,
+    ) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+        self.asked.fetch_add(1, SeqCst);
+        let answers = name == "good.example";
+        Box::pin(async move {
+            if !answers {
+                std::future::pending::<()>().await;
+            }
+            drop(place);
+            Ok(vec![[1, 1, 1, 1].into()])
+        })
+    }
+}
+
+fn share(resolver: impl Resolver) -> Share {
+    let exit = Exit::new(
         Policy::new(PolicyConfig::default()),
         Arc::new(resolver),
         Limits::default(),
-    )
+    );
+    Share::new(Arc::new(exit), Instant::now())
 }
 
-fn resolve(exit: &Exit) -> Result<Vec<SocketAddr>, Refusal> {
+fn resolve(share: &Share) -> Result<Vec<SocketAddr>, Refusal> {
     let destination = Destination::new("name.example", 443).unwrap();
-    let found = exit
+    let found = share
         .resolve(&destination, Protocol::Tcp)
         .now_or_never()
         .unwrap();
@@ -51,10 +85,10 @@ fn resolve(exit: &Exit) -> Result<Vec<SocketAddr>, Refusal> {
 
 #[test]
 fn a_rebinding_name_is_dialled_where_it_was_checked_or_not_at_all() {
-    let exit = exit(Rebinding(AtomicUsize::new(0)));
+    let share = share(Rebinding(AtomicUsize::new(0)));
 
-    assert_eq!(resolve(&exit), Ok(vec!["1.1.1.1:443".parse().unwrap()]));
-    assert_eq!(resolve(&exit), Err(Refusal::Forbidden));
+    assert_eq!(resolve(&share), Ok(vec!["1.1.1.1:443".parse().unwrap()]));
+    assert_eq!(resolve(&share), Err(Refusal::Forbidden));
 }
 
 #[test]
@@ -65,7 +99,7 @@ fn of_a_name_with_good_and_bad_addresses_only_the_good_ones_are_dialled() {
         Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(),
         [169, 254, 169, 254].into(),
     ];
-    let found = resolve(&exit(Fixed(addresses.to_vec())));
+    let found = resolve(&share(Fixed(addresses.to_vec())));
     assert_eq!(found, Ok(vec!["1.1.1.1:443".parse().unwrap()]));
 }
 
@@ -74,7 +108,44 @@ fn a_name_with_many_addresses_is_not_a_port_scan() {
     let many = (0..=255)
         .map(|last| IpAddr::from([1, 1, 1, last]))
         .collect();
-    assert_eq!(resolve(&exit(Fixed(many))).unwrap().len(), MAX_ADDRESSES);
+    assert_eq!(resolve(&share(Fixed(many))).unwrap().len(), MAX_ADDRESSES);
+}
+
+#[test]
+fn names_that_are_never_answered_take_no_places_of_other_buyers() {
+    let asked = Arc::<AtomicUsize>::default();
+    let resolver = Dead {
+        asked: Arc::clone(&asked),
+    };
+    let hostile = share(resolver);
+    let honest = Share::new(Arc::clone(&hostile.exit), Instant::now());
+    let to = |name: &str| Destination::new(name, 443).unwrap();
+    let never = to("never.example");
+
+    let mut lookups: Vec<_> = (0..200)
+        .map(|_| Box::pin(hostile.resolve(&never, Protocol::Tcp)))
+        .collect();
+    for lookup in &mut lookups {
+        assert!(lookup.now_or_never().is_none());
+    }
+
+    assert_eq!(asked.load(SeqCst), LOOKUPS_PER_BUYER);
+    let good = to("good.example");
+    let found = honest.resolve(&good, Protocol::Tcp).now_or_never();
+    assert!(matches!(found, Some(Ok(_))), "the other buyer has its own");
+}
+
+#[test]
+fn a_scan_by_datagrams_is_as_slow_as_one_by_connections() {
+    let share = share(Fixed(Vec::new()));
+    let start = Instant::now();
+    let limits = Limits::default();
+    let contacts_at = |now| std::iter::from_fn(|| share.may_contact(now).then_some(())).count();
+
+    assert_eq!(contacts_at(start), limits.open_burst as usize);
+
+    let later = start + Duration::from_secs(1);
+    assert_eq!(contacts_at(later), limits.opens_per_second as usize);
 }
 
 #[test]

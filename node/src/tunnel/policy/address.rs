@@ -102,6 +102,12 @@ impl Prefix {
     ///
     /// Returns [`PrefixError`] if an address of this family does not have `len` bits.
     pub fn new(ip: IpAddr, len: u8) -> Result<Self, PrefixError> {
+        const MAPPED_BITS: u8 = 96;
+        let (ip, len) = match (ip.to_canonical(), len.checked_sub(MAPPED_BITS)) {
+            // What is checked is never in mapped form, so a prefix in it would match nothing.
+            (v4 @ IpAddr::V4(_), Some(rest)) if ip.is_ipv6() => (v4, rest),
+            _ => (ip, len),
+        };
         let bits = if ip.is_ipv4() { 32 } else { 128 };
         if len > bits {
             return Err(PrefixError);

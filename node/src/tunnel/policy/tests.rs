@@ -177,7 +177,7 @@ fn own_addresses_and_neighbours_are_denied_even_if_they_are_public() {
 #[test]
 fn the_interfaces_of_this_machine_are_read() {
     let mut interfaces = Interfaces::default();
-    interfaces.refresh(Instant::now());
+    interfaces.refresh(Instant::now(), if_addrs::get_if_addrs);
     assert!(
         interfaces
             .addresses
@@ -189,6 +189,22 @@ fn the_interfaces_of_this_machine_are_read() {
             .iter()
             .any(|prefix| prefix.contains(Ipv4Addr::LOCALHOST.into()))
     );
+}
+
+#[test]
+fn a_machine_whose_interfaces_cannot_be_read_reaches_nothing_and_keeps_what_it_knew() {
+    let ip: IpAddr = "8.8.4.99".parse().unwrap();
+    let failed = || Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    let mut interfaces = Interfaces::default();
+
+    interfaces.refresh(Instant::now(), failed);
+    assert_eq!(interfaces.check(ip), Err(Denied::Unknown(ip)));
+
+    let now = Instant::now();
+    interfaces.refresh(now, if_addrs::get_if_addrs);
+    interfaces.refresh(now + INTERFACES_FRESH, failed);
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    assert_eq!(interfaces.check(loopback), Err(Denied::Own(loopback)));
 }
 
 #[test]
@@ -227,9 +243,29 @@ fn the_operators_deny_list_is_stronger_than_an_exception() {
         Err(Denied::Listed(_))
     ));
     assert!(matches!(
+        check(&policy, "[::ffff:10.9.0.1]:80"),
+        Err(Denied::Listed(_))
+    ));
+    assert!(matches!(
         check(&policy, "[64:ff9b::1.1.1.1]:80"),
         Err(Denied::Listed(_))
     ));
+}
+
+#[test]
+fn a_prefix_in_mapped_form_is_the_one_it_maps() {
+    let config = PolicyConfig {
+        preset: Preset::Open,
+        deny: vec!["::ffff:1.1.1.0/120".parse().unwrap()],
+        ..PolicyConfig::default()
+    };
+    let policy = policy(config);
+
+    for denied in ["1.1.1.1:80", "[::ffff:1.1.1.1]:80"] {
+        assert!(matches!(check(&policy, denied), Err(Denied::Listed(_))));
+    }
+    assert!(check(&policy, "1.1.2.1:80").is_ok());
+    assert_eq!("::ffff:1.1.1.0/140".parse::<Prefix>(), Err(PrefixError));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::super::ending::Ended;
 use super::super::ingress::{Attachment, Ingress};
 use super::super::meter::Meter;
 use super::super::policy::{Policy, PolicyConfig};
-use super::super::resolver::{ResolveError, Resolver};
+use super::super::resolver::{Place, ResolveError, Resolver};
 use super::super::shaper::{LeaseShaper, Shaper};
 use bitmesh_market::session::Reading;
 
@@ -36,6 +36,7 @@ impl Resolver for Names {
     fn resolve<'a>(
         &'a self,
         name: &'a str,
+        _: Place,
     ) -> BoxFuture<'a, Result<Vec<std::net::IpAddr>, ResolveError>> {
         let found = self.0.iter().find(|(known, _)| *known == name);
         let answer = found
@@ -58,7 +59,7 @@ pub(super) struct Setup {
     pub(super) lanes: usize,
     pub(super) limits: Limits,
     pub(super) config: PolicyConfig,
-    pub(super) names: Names,
+    pub(super) resolver: Arc<dyn Resolver>,
     pub(super) shaper: LeaseShaper,
     pub(super) buyer_limit: Bytes,
     pub(super) seller_limit: Bytes,
@@ -77,7 +78,10 @@ impl Default for Setup {
                     .collect(),
                 ..PolicyConfig::default()
             },
-            names: Names(vec![("localhost.test", vec![Ipv4Addr::LOCALHOST.into()])]),
+            resolver: Arc::new(Names(vec![(
+                "localhost.test",
+                vec![Ipv4Addr::LOCALHOST.into()],
+            )])),
             shaper: Shaper::new(None).lease(None),
             buyer_limit: Bytes::MAX,
             seller_limit: Bytes::MAX,
@@ -107,7 +111,7 @@ impl Setup {
         let ingress = Ingress::bind(LOCAL).await.unwrap();
         let (near, far) = lanes(self.lanes);
         let (buyer, seller) = (meter(self.buyer_limit), meter(self.seller_limit));
-        let exit = Exit::new(Policy::new(self.config), Arc::new(self.names), self.limits);
+        let exit = Exit::new(Policy::new(self.config), self.resolver, self.limits);
         let served = egress::serve(far, Arc::clone(&seller), self.shaper, Arc::new(exit));
         let served = tokio::spawn(served);
         let attachment = ingress.attach(near, Arc::clone(&buyer));
@@ -286,7 +290,7 @@ pub(super) fn exit_for_tests() -> Arc<Exit> {
     let setup = Setup::default();
     Arc::new(Exit::new(
         Policy::new(setup.config),
-        Arc::new(setup.names),
+        setup.resolver,
         setup.limits,
     ))
 }

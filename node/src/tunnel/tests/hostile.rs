@@ -329,6 +329,62 @@ async fn a_buyer_that_floods_opens_and_reads_nothing_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_buyer_that_fills_the_windows_of_many_flows_and_does_not_pay_is_held_to_32_mib() {
+    const FLOWS: u32 = 150;
+    const HELD: u64 = 32 << 20;
+    let echo = echo_server(LOCAL).await.port();
+    let (mut near, far) = lanes(1);
+    // Enough for what the OPENs cost, and for nothing that follows them.
+    let opens = u64::from(FLOWS) * OPEN_COST;
+    let meter = meter(Bytes::new(opens));
+    let shaper = LeaseShaper::unlimited();
+    let served = egress::serve(far, Arc::clone(&meter), shaper, exit_for_tests());
+    let served = tokio::spawn(served);
+    let (mut read, mut write) = near.remove(0).split();
+    let answers = tokio::spawn(async move {
+        let (mut opened, mut reset) = (0, 0);
+        let most = u64::from(FLOWS) - HELD / u64::from(FIRST_WINDOW);
+        while opened < FLOWS || reset < most {
+            let mut header = [0; HEADER];
+            read.read_exact(&mut header).await.unwrap();
+            let header = Header::decode(header).unwrap();
+            let mut payload = vec![0; header.length()];
+            read.read_exact(&mut payload).await.unwrap();
+            match Frame::decode(header, &payload).unwrap() {
+                Frame::Opened => opened += 1,
+                Frame::Rst => reset += 1,
+                Frame::Notice(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        (read, reset)
+    });
+
+    let mut bytes = Vec::new();
+    for id in 1..=FLOWS {
+        open_frame(echo).encode(FlowId(id), &mut bytes);
+    }
+    soon(write.write_all(&bytes)).await.unwrap();
+    until(|| meter.reading().total().get() == opens).await;
+    let window = vec![0; FIRST_WINDOW as usize];
+    for id in 1..=FLOWS {
+        let mut bytes = Vec::new();
+        for data in window.chunks(MAX_PAYLOAD) {
+            Frame::Data(data).encode(FlowId(id), &mut bytes);
+        }
+        soon(write.write_all(&bytes)).await.unwrap();
+    }
+
+    // As many flows keep their window as fit into what is held; the others are reset. Nothing went on
+    // to the server, which would have echoed it.
+    let (_read, reset) = soon(answers).await.unwrap();
+    assert_eq!(u64::from(FLOWS) - reset, HELD / u64::from(FIRST_WINDOW));
+    assert_eq!(meter.reading().total().get(), opens);
+    drop(write);
+    served.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_session_does_not_touch_another() {
     let server = file_server(4 << 20).await;
     let tunnel = Tunnel::start().await;

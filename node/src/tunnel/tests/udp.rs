@@ -14,14 +14,14 @@ use super::super::socks;
 use super::fixture::*;
 
 /// An application with an association.
-struct Application {
+pub(super) struct Application {
     control: TcpStream,
     socket: UdpSocket,
     relay: SocketAddr,
 }
 
 impl Application {
-    async fn start(tunnel: &Tunnel) -> Self {
+    pub(super) async fn start(tunnel: &Tunnel) -> Self {
         let mut control = TcpStream::connect(tunnel.ingress.local_addr())
             .await
             .unwrap();
@@ -41,14 +41,14 @@ impl Application {
         }
     }
 
-    async fn send(&self, to: &Destination, datagram: &[u8]) {
+    pub(super) async fn send(&self, to: &Destination, datagram: &[u8]) {
         let mut bytes = vec![0, 0, 0];
         to.encode(&mut bytes);
         bytes.extend_from_slice(datagram);
         self.socket.send_to(&bytes, self.relay).await.unwrap();
     }
 
-    async fn receive(&self) -> Option<(Destination, Vec<u8>)> {
+    pub(super) async fn receive(&self) -> Option<(Destination, Vec<u8>)> {
         let mut buffer = vec![0; 70_000];
         let received = self.socket.recv_from(&mut buffer);
         let (len, from) = tokio::time::timeout(Duration::from_millis(500), received)
@@ -61,7 +61,7 @@ impl Application {
     }
 }
 
-async fn echo() -> SocketAddr {
+pub(super) async fn echo() -> SocketAddr {
     let socket = UdpSocket::bind(LOCAL).await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::destination::{Destination, Host};
-use super::super::egress::{Exit, count_open};
+use super::super::egress::{Share, count_open};
 use super::super::frame::{Frame, OPEN_COST, Refusal};
 use super::super::link::{Link, Member, Seat};
 use super::super::policy::{Checked, Protocol};
@@ -24,8 +24,12 @@ const LOOKUPS: usize = 16;
 /// Datagrams received from one socket before others get their turn.
 const BATCH: usize = 32;
 
+/// Ports of one peer that are remembered as sent to before. Beyond, the first of them counts as new
+/// again: an application that speaks to more ports of one host is looking for open ones.
+const MAX_PORTS: usize = 64;
+
 pub(super) struct Side {
-    exit: Arc<Exit>,
+    share: Arc<Share>,
     v4: OnceLock<Option<UdpSocket>>,
     v6: OnceLock<Option<UdpSocket>>,
     contacts: Mutex<Contacts>,
@@ -33,20 +37,60 @@ pub(super) struct Side {
 }
 
 struct Contacts {
-    /// When a datagram last went to each peer; only those of the last [`IDLE`] are heard.
-    sent_at: HashMap<IpAddr, Instant>,
+    /// At most [`MAX_CONTACTS`].
+    peers: HashMap<IpAddr, Contact>,
     last_datagram: Instant,
 }
 
+struct Contact {
+    /// When a datagram last went there or came from there; only peers of the last [`IDLE`] are heard.
+    at: Instant,
+    /// Where datagrams went; at most [`MAX_PORTS`].
+    ports: Vec<u16>,
+}
+
+impl Contacts {
+    fn knows(&self, address: SocketAddr) -> bool {
+        let contact = self.peers.get(&address.ip());
+        contact.is_some_and(|contact| contact.ports.contains(&address.port()))
+    }
+
+    /// Notes that a datagram goes to `address`; false if there are too many peers.
+    fn sent(&mut self, address: SocketAddr, now: Instant) -> bool {
+        let (ip, port) = (address.ip(), address.port());
+        if !self.peers.contains_key(&ip) {
+            if self.peers.len() >= MAX_CONTACTS {
+                self.peers
+                    .retain(|_, peer| now.saturating_duration_since(peer.at) < IDLE);
+            }
+            if self.peers.len() >= MAX_CONTACTS {
+                return false;
+            }
+        }
+        let contact = self.peers.entry(ip).or_insert_with(|| Contact {
+            at: now,
+            ports: Vec::new(),
+        });
+        contact.at = now;
+        if !contact.ports.contains(&port) {
+            if contact.ports.len() >= MAX_PORTS {
+                contact.ports.remove(0);
+            }
+            contact.ports.push(port);
+        }
+        true
+    }
+}
+
 /// Answers an OPEN for an association. Everything that could wait makes a refusal instead.
-pub(in super::super) fn open(link: &Arc<Link>, seat: Seat, exit: Arc<Exit>, slot: Option<Slot>) {
+pub(in super::super) fn open(link: &Arc<Link>, seat: Seat, share: Arc<Share>, slot: Option<Slot>) {
     let (lookups, to_look_up) = mpsc::channel(LOOKUPS);
     let contacts = Contacts {
-        sent_at: HashMap::new(),
+        peers: HashMap::new(),
         last_datagram: Instant::now(),
     };
     let side = Side {
-        exit,
+        share,
         v4: OnceLock::new(),
         v6: OnceLock::new(),
         contacts: Mutex::new(contacts),
@@ -87,7 +131,7 @@ impl Side {
         match &peer.host {
             Host::Ip(ip) => {
                 let address = SocketAddr::new(*ip, peer.port);
-                match self.exit.check(address, Protocol::Udp) {
+                match self.share.check(address, Protocol::Udp) {
                     Ok(checked) => self.send_to(checked, datagram),
                     Err(denied) => tracing::debug!(%peer, %denied, "datagram dropped"),
                 }
@@ -103,16 +147,10 @@ impl Side {
             let mut contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             contacts.last_datagram = now;
-            let full = contacts.sent_at.len() >= MAX_CONTACTS;
-            if full && !contacts.sent_at.contains_key(&address.ip()) {
-                contacts
-                    .sent_at
-                    .retain(|_, at| now.saturating_duration_since(*at) < IDLE);
-                if contacts.sent_at.len() >= MAX_CONTACTS {
-                    return;
-                }
+            let may = contacts.knows(address) || self.share.may_contact(now);
+            if !may || !contacts.sent(address, now) {
+                return;
             }
-            contacts.sent_at.insert(address.ip(), now);
         }
         if let Some(socket) = self.socket(address.ip()) {
             send_or_lose(socket, datagram, address);
@@ -135,13 +173,15 @@ impl Side {
     fn hears(&self, from: IpAddr) -> bool {
         let mut contacts = self.contacts.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let fresh = |at: &Instant| now.saturating_duration_since(*at) < IDLE;
-        let heard = contacts.sent_at.get(&from).is_some_and(fresh);
-        if heard {
-            contacts.last_datagram = now;
-            contacts.sent_at.insert(from, now);
+        let Some(peer) = contacts.peers.get_mut(&from) else {
+            return false;
+        };
+        if now.saturating_duration_since(peer.at) >= IDLE {
+            return false;
         }
-        heard
+        peer.at = now;
+        contacts.last_datagram = now;
+        true
     }
 
     fn idle_at(&self) -> Instant {
@@ -170,7 +210,7 @@ impl Association {
                 () = readable(v6) => self.pass_on(side, v6, &mut buffer).await,
                 Some((peer, datagram)) = to_look_up.recv(), if lookups.len() < LOOKUPS => {
                     lookups.push(async move {
-                        (side.exit.resolve(&peer, Protocol::Udp).await, datagram)
+                        (side.share.resolve(&peer, Protocol::Udp).await, datagram)
                     });
                 }
                 Some((found, datagram)) = lookups.next() => {
