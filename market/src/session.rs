@@ -29,7 +29,8 @@
 //!   already. Limits and marks are on the meter's own running total.
 //! - If the control stream breaks, drop the lanes with it, report the meter a last time, then say
 //!   `Detached`. Attach flows only at [`Output::Start`].
-//! - Answer each [`Output::Pay`] with exactly one `Paid` or `PayFailed`, whenever that is known.
+//! - Answer each [`Output::Pay`] with exactly one `Paid` or `PayFailed`, whenever that is known. A `Paid`
+//!   that is less than was asked for is followed by another `Pay` if more is still due.
 //! - A machine may be dropped after [`Event::Closed`] and a drain. A seller's is better kept for a
 //!   while (or restored when asked for): it answers a buyer that comes back late with how it ended.
 

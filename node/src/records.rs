@@ -123,7 +123,7 @@ impl WrittenOffRecord {
 
     /// `None` if the bytes of the seller are no node's.
     pub(crate) fn seller(&self) -> Option<NodeId> {
-        NodeId::from_bytes(&*self.seller).ok()
+        NodeId::from_bytes(&self.seller).ok()
     }
 
     pub(crate) fn total(&self) -> Msat {

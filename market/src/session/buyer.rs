@@ -36,7 +36,8 @@ pub enum Input {
     /// The flows are stopped, as [`Output::Stop`] asked; this is the meter's last word.
     Stopped(Reading),
     /// This running total is paid in this session, carried credit included: its voucher is durable
-    /// and on its way. After a restart it is told before `Attached`.
+    /// and on its way. It answers [`Output::Pay`], also where it is less than was asked for. After a
+    /// restart it is told before `Attached`.
     Paid {
         /// The running total.
         total: Msat,
@@ -343,11 +344,11 @@ impl Buyer {
         self.reading = self.reading.later(reading);
     }
 
+    /// A payment may be made in part, where the channel counts no more yet: what is still due then is
+    /// asked for again.
     fn on_paid(&mut self, total: Msat) {
         self.credit.on_paid(total);
-        if let Payment::Asked { total } = self.payment
-            && self.credit.paid() >= total
-        {
+        if let Payment::Asked { .. } = self.payment {
             self.payment = Payment::Idle;
         }
     }

@@ -40,7 +40,8 @@ pub enum Input {
         /// The running total.
         total: Msat,
     },
-    /// A voucher for this running total is held, but the channel's funding is not deep enough yet.
+    /// Vouchers for this running total are held; what of it is not paid waits for the channel's funding
+    /// to be deep enough. Replaces what was said before.
     Deferred {
         /// The running total it would make.
         total: Msat,
@@ -73,7 +74,7 @@ pub struct Seller {
     held: Option<Held>,
     /// The last extension granted; number 0 and the lease's quota if none.
     granted: Extension,
-    /// Vouchers held that do not count yet.
+    /// What vouchers come to that are held, counted or not.
     deferred: Msat,
     funding: Funding,
     operator: Operator,
@@ -217,7 +218,7 @@ impl Seller {
                 self.own = self.own.later(reading);
             }
             Input::Paid { total } => self.credit.on_paid(total),
-            Input::Deferred { total } => self.deferred = self.deferred.max(total),
+            Input::Deferred { total } => self.deferred = total,
             Input::FundingLost => self.funding = Funding::Lost,
             Input::FundingFound => self.funding = Funding::Stands,
             Input::Received(message) => self.on_message(message, now),

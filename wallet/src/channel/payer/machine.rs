@@ -82,7 +82,7 @@ impl Payer {
     ///
     /// # Errors
     ///
-    /// Returns [`Error`] if it is refused; nothing changed and nothing is queued, except that
+    /// Returns [`Error`](enum@Error) if it is refused; nothing changed and nothing is queued, except that
     /// [`PayError::OverLimit`] makes the machine ask the payee for its limit after a while.
     pub fn handle(&mut self, input: Input, now: Instant) -> Result<(), Error> {
         match input {
