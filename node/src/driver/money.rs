@@ -28,6 +28,9 @@ pub(super) struct Watched {
     channel: ProposalId,
     funding: Transaction,
     pub(super) confirmations: u32,
+    /// Whether it is in the mempool, and what the chain thread finds out about it there is awaited. An
+    /// answer that comes after a block has taken the funding up says nothing any more.
+    is_weighed: bool,
 }
 
 impl Driver {
@@ -183,6 +186,7 @@ impl Driver {
             channel,
             funding: funding.clone(),
             confirmations: 0,
+            is_weighed: false,
         };
         self.watched.insert(outpoint, watched);
         let output = usize::try_from(outpoint.vout)
@@ -228,8 +232,13 @@ impl Driver {
             }
             ChainUpdate::Weighed { channel, sighting } => {
                 let now = self.clock.now();
-                self.payments
-                    .on_chain(channel, ChainFact::Seen(sighting), now);
+                let mut watched = self.watched.values_mut();
+                let awaited = watched.find(|it| it.channel == channel && it.is_weighed);
+                if let Some(watched) = awaited {
+                    watched.is_weighed = false;
+                    self.payments
+                        .on_chain(channel, ChainFact::Seen(sighting), now);
+                }
             }
             ChainUpdate::Broadcast(txid, outcome) => {
                 match &outcome {
@@ -273,6 +282,7 @@ impl Driver {
                     // The payee trusts unconfirmed funding by what it spends and pays.
                     if let Some(watched) = self.watched.get_mut(&outpoint) {
                         watched.confirmations = 0;
+                        watched.is_weighed = true;
                         let (channel, funding) =
                             (watched.channel, Box::new(watched.funding.clone()));
                         self.chain_do(ChainCommand::Weigh { channel, funding });
@@ -304,7 +314,10 @@ impl Driver {
                 ),
                 WatchEvent::Unspent { outpoint } => (outpoint, ChainFact::Unspent),
             };
-            if let Some(watched) = self.watched.get(&outpoint) {
+            if let Some(watched) = self.watched.get_mut(&outpoint) {
+                if !matches!(fact, ChainFact::Spent(..) | ChainFact::Unspent) {
+                    watched.is_weighed = false;
+                }
                 self.payments.on_chain(watched.channel, fact, now);
             }
         }
