@@ -260,7 +260,7 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
     #[command(after_help = "Examples:
   bitmesh testnet demo                       buy, carry, pay, settle and check the books
   bitmesh testnet up --nodes 5
-  eval \"$(bitmesh testnet env carol)\" && bitmesh buy 50MB
+  eval \"$(bitmesh testnet env bob)\" && bitmesh buy 50MB
   bitmesh testnet down")]
     Testnet(TestnetArgs),
     /// Print what happens in the node, as it happens
