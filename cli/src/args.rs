@@ -13,7 +13,7 @@ use bitmesh_market::envelope::Network;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::{
-    amount::{Feerate, Quantity, Span, WholeSat},
+    amount::{Feerate, Money, Quantity, Span, WholeSat},
     market::{
         BuyArgs, LeaseArgs, LeaseCommand, LeasesArgs, LimitArgs, ModeArg, OffersArgs, OrderArg,
         RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
@@ -212,7 +212,12 @@ The log goes to stderr. SIGTERM and Ctrl-C stop it in order; killing it loses no
   bitmesh buy 2GB --max-price 200sat/GB --dry-run       what would it cost?
   bitmesh buy 2GB --max-price 200sat/GB
   bitmesh buy 500sat --for 1h                           spend at most 500 sat, for at most an hour
-  bitmesh buy 10GB --from 12D3KooWAbCd --wait 5m
+  bitmesh buy 10GB --from 12D3KooWAbCd                  of a seller that \"bitmesh offers\" lists
+  bitmesh buy 10GB --min-rate 8Mbit/s --wait 5m         wait for an offer that fits
+
+The first lease with a seller opens a channel. On a terminal, what that costs is shown and asked
+about first; --yes goes on without. The rate of a lease is \"up to\": sellers share their line evenly
+among those who use it, and only what --min-rate asks for is assured.
 
 While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
   curl --proxy socks5h://127.0.0.1:1080 https://example.org")]
