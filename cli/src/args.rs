@@ -23,8 +23,8 @@ pub use self::{
         WalletCommand,
     },
     node::{
-        ApiArgs, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs, InitArgs, LogFormat, ManArgs,
-        PathName, PeersArgs, PeersCommand, StatusArgs, UpArgs,
+        ApiArgs, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs, HelpArgs, InitArgs, LogFormat,
+        ManArgs, PathName, PeersArgs, PeersCommand, StatusArgs, UpArgs,
     },
     testnet::{
         ExecArgs, FaucetArgs, LogsArgs, MineArgs, TestnetArgs, TestnetCommand, TestnetName,
@@ -159,8 +159,11 @@ pub enum Command {
   bitmesh init --network signet --set sell.price='\"90 sat/GB\"'
   bitmesh init --words-file -                restore from twelve words on standard input
 
-The twelve words are the node: whoever has them has its coins. They are written to words.txt in
-the data directory, readable by you alone. Copy them to paper.")]
+The network is --network, else the one a configuration names, else mainnet; it stands in the new
+configuration. The twelve words are written to words.txt in the data directory, readable by you
+alone: copy them to paper. Whoever has them has the coins. They restore the node's name and its
+coins on chain, not its channels, leases and credit: those are in the file \"journal\" of the data
+directory. Keep that file, and copy it only while the node is stopped.")]
     Init(InitArgs),
     /// Start the daemon in the background and wait until it is ready
     #[command(after_help = "Example:
@@ -294,6 +297,11 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
   bitmesh man buy | man -l -
   bitmesh man --all ./man                    write every page into a folder")]
     Man(ManArgs),
+    /// Show the help of a command
+    #[command(after_help = "Examples:
+  bitmesh help
+  bitmesh help wallet send")]
+    Help(HelpArgs),
 }
 
 /// Returns the whole command line, its help in groups.

@@ -114,6 +114,7 @@ struct Places {
     socket: String,
     log: String,
     words: String,
+    journal: String,
 }
 
 fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
@@ -125,6 +126,7 @@ fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
         socket: paths.socket.display().to_string(),
         log: paths.log.display().to_string(),
         words: paths.words().display().to_string(),
+        journal: paths.journal().display().to_string(),
     };
     let Some(name) = name else {
         return Ok(context.out.reply(&places, |places, style: Style| {
@@ -135,6 +137,7 @@ fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
                 ("socket", &places.socket),
                 ("log", &places.log),
                 ("words", &places.words),
+                ("journal", &places.journal),
             ];
             rows.map(|(name, place)| {
                 let room = " ".repeat("datadir".len() - name.len());
@@ -149,6 +152,7 @@ fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
         PathName::Socket => ("socket", &places.socket),
         PathName::Log => ("log", &places.log),
         PathName::Words => ("words", &places.words),
+        PathName::Journal => ("journal", &places.journal),
     };
     let object = Value::Object(
         [(key.to_owned(), Value::from(place.as_str()))]
