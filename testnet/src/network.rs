@@ -172,19 +172,8 @@ impl Plan {
         bitmesh: impl Into<PathBuf>,
         bitcoind: Bitcoind,
     ) -> Self {
-        let mut plan = Self::new(name, bitmesh, bitcoind);
-        for index in 0..count {
-            let name = NAMES
-                .get(index)
-                .map_or_else(|| format!("node{index}"), |name| (*name).to_owned());
-            let price = 80_000 + 20_000 * (index / 2) as u64;
-            plan = plan.with(if index.is_multiple_of(2) {
-                NodeSpec::seller(&name, price)
-            } else {
-                NodeSpec::buyer(&name, FUNDS)
-            });
-        }
-        plan
+        let plan = Self::new(name, bitmesh, bitcoind);
+        in_turn(count).fold(plan, Self::with)
     }
 
     /// Adds a node.
@@ -200,6 +189,20 @@ impl Plan {
         self.namespaces = yes;
         self
     }
+}
+
+/// So many nodes that sell and buy in turn.
+fn in_turn(count: usize) -> impl Iterator<Item = NodeSpec> {
+    (0..count).map(|index| {
+        let name = NAMES
+            .get(index)
+            .map_or_else(|| format!("node{index}"), |name| (*name).to_owned());
+        if index.is_multiple_of(2) {
+            NodeSpec::seller(&name, 80_000 + 20_000 * (index / 2) as u64)
+        } else {
+            NodeSpec::buyer(&name, FUNDS)
+        }
+    })
 }
 
 /// A running network. Dropping it ends every process of it and deletes its folder.
@@ -573,4 +576,32 @@ pub async fn asked_to_stop() -> io::Result<()> {
         _ = hangup.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_sell_and_buy_in_turn_as_the_readme_says() {
+        let roles: Vec<_> = in_turn(5)
+            .map(|node| (node.name().to_owned(), node.role()))
+            .collect();
+        let seller =
+            |name: &str, price_msat_per_gb| (name.to_owned(), Role::Seller { price_msat_per_gb });
+        let buyer = |name: &str| (name.to_owned(), Role::Buyer { funds: FUNDS });
+        assert_eq!(
+            roles,
+            [
+                seller("alice", 80_000),
+                buyer("bob"),
+                seller("carol", 100_000),
+                buyer("dave"),
+                seller("erin", 120_000),
+            ]
+        );
+        let readme = include_str!("../../README.md");
+        assert!(readme.contains("--nodes 5  # alice, carol and erin sell, bob and dave buy"));
+        assert!(readme.contains("testnet env bob"));
+    }
 }
