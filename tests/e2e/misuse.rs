@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
+use bitmesh_node::control::api::Buy;
 use bitmesh_tests::{PATIENCE, Target, TransferError, World, connect};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -9,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::accounts::{MB, balance, buy, close, counted, file, pair, seller};
+use crate::accounts::{MB, balance, buy, buyer, close, counted, file, pair, seller};
 
 /// What the proxy answers if the seller's rules forbid a destination (RFC 1928, section 6).
 const NOT_ALLOWED: u8 = 2;
@@ -99,6 +100,34 @@ async fn a_seller_does_not_connect_buyers_to_its_own_machine_or_network() {
     let asked = OPEN_BYTES * (targets.len() as u64 + 1);
     assert!(counted(&closed) < MB + asked + 5_000, "{closed:#?}");
     balance(&world, &opening, &[(&lease.id, MB)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_that_names_an_absurd_first_payment_gets_nothing() {
+    // What a closing costs at this fee rate is 820 sat a byte of it.
+    let alice = seller("alice").set("payments.fallback_feerate", 2_000);
+    let world = World::start([alice, buyer("bob")]).await;
+    let before = world.balance("bob").await;
+    let request = Buy {
+        bytes: Some(10 * MB),
+        ..Buy::default()
+    };
+
+    let refused = world.node("bob").ask(request.clone()).await.unwrap_err();
+
+    let said = refused.to_string();
+    assert!(said.contains("first payment of 820330 sat"), "{said}");
+    assert_eq!(world.balance("bob").await, before);
+    assert_eq!(world.channels("bob").await, []);
+    assert_eq!(world.chain().mempool().unwrap(), []);
+    // Whoever knows better may still say so.
+    let trusting = Buy {
+        max_first_msat: Some(900_000_000),
+        dry_run: true,
+        ..request
+    };
+    let told = world.node("bob").ask(trusting).await.unwrap();
+    assert_eq!(told.quote.min_first_msat, 820_330_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use bitmesh_wallet::channel::record::{End, Settlement};
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 use bitmesh_wallet::keys::Role;
 
-use super::Payments;
+use super::{Payments, is_usable};
 
 /// Where a channel stands, the same words for both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +200,7 @@ impl Payments {
         (sum(&self.sold), sum(&self.bought))
     }
 
-    /// Buyer: whether the channel in use could carry a session's total up to `cost`.
+    /// Buyer: whether credit or the channel in use could carry a session's total up to `cost`.
     pub(crate) fn can_reach(&self, seller: NodeId, cost: Msat) -> bool {
         let Some(pair) = self.bought.get(&seller) else {
             return false;
@@ -209,9 +209,10 @@ impl Payments {
         let total = pair
             .channel
             .and_then(|channel| pair.account.channel_total_for(channel, cost));
-        channel
-            .zip(total)
-            .is_some_and(|(channel, total)| total <= channel.machine.open().capacity.to_sat())
+        let has_room = channel.zip(total).is_some_and(|(channel, total)| {
+            is_usable(&channel.machine) && total <= channel.machine.open().capacity.to_sat()
+        });
+        has_room || pair.account.credit() >= cost
     }
 
     fn opened_at(&self, proposal: ProposalId) -> UnixTime {

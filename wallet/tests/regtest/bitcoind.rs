@@ -4,12 +4,13 @@ use std::cell::Cell;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bdk_bitcoind_rpc::bitcoincore_rpc::{Auth as RpcAuth, Client, RpcApi};
 use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::{Address, BlockHash, Network, ScriptBuf, Transaction};
+use bitmesh_testnet::bitcoind;
 use bitmesh_wallet::chain::bitcoind::{Auth, Bitcoind, Config};
 use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
 use bitmesh_wallet::chain::{ChainEvent, ChainSource, Start};
@@ -21,23 +22,17 @@ use tempfile::TempDir;
 /// Any time will do; what is seen later is given a later one by the wallet.
 pub(crate) const NOW: u64 = 1_700_000_000;
 
-const HOW_TO_GET_ONE: &str = "no bitcoind: set BITCOIND_EXE to one, put one on the PATH, or run \
-                              `bitmesh testnet fetch-bitcoind`";
-
 /// Runs bitcoind and kills it when its standard input ends: when the test drops the pipe, and as
 /// well when the test is killed, because the kernel closes the pipe then.
 const LEASH: &str =
     r#"exec 3<&0; "$@" </dev/null 3<&- & pid=$!; read -r _ <&3; kill -9 $pid; wait $pid"#;
 
-fn executable() -> PathBuf {
-    if let Some(path) = std::env::var_os("BITCOIND_EXE") {
-        return path.into();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|dir| dir.join("bitcoind"))
-        .find(|candidate| candidate.is_file())
-        .expect(HOW_TO_GET_ONE)
+/// The bitcoind of this machine, or one fetched now; panics with how to get one.
+fn bitcoind() -> &'static bitcoind::Bitcoind {
+    static FOUND: OnceLock<bitcoind::Bitcoind> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        bitcoind::locate(&mut |said| eprintln!("{said}")).unwrap_or_else(|error| panic!("{error}"))
+    })
 }
 
 struct Leashed {
@@ -68,11 +63,9 @@ impl Regtest {
     /// With the relay policy of Bitcoin Core, whoever made the bitcoind: Knots is looser with
     /// transactions of version 3 unless told.
     pub(crate) fn start_with_core_policy() -> Self {
-        let version = Command::new(executable()).arg("-version").output();
-        let version = version.expect(HOW_TO_GET_ONE).stdout;
-        match String::from_utf8_lossy(&version).contains("Knots") {
-            true => Self::start_with(&["-corepolicy=1"]),
-            false => Self::start(),
+        match bitcoind().flavour() {
+            bitcoind::Flavour::Knots => Self::start_with(&["-corepolicy=1"]),
+            bitcoind::Flavour::Core => Self::start(),
         }
     }
 
@@ -93,7 +86,7 @@ impl Regtest {
         let log = std::fs::File::create(self.dir.path().join("stdout.log")).unwrap();
         let mut shell = Command::new("sh")
             .args(["-c", LEASH, "sh"])
-            .arg(executable())
+            .arg(bitcoind().exe())
             .arg("-regtest")
             .arg(format!("-datadir={}", self.dir.path().display()))
             .arg(format!("-rpcport={}", self.port))
@@ -109,7 +102,7 @@ impl Regtest {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect(HOW_TO_GET_ONE);
+            .expect("a system has a shell");
         let leash = shell.stdin.take();
         self.process = Some(Leashed { shell, leash });
         for _ in 0..600 {
@@ -119,7 +112,7 @@ impl Regtest {
             std::thread::sleep(Duration::from_millis(50));
         }
         let log = std::fs::read_to_string(self.dir.path().join("stdout.log"));
-        panic!("bitcoind did not start ({HOW_TO_GET_ONE}): {log:?}");
+        panic!("bitcoind did not start: {log:?}");
     }
 
     /// Stops it as an operator would: it writes its mempool down.
