@@ -1,5 +1,7 @@
 //! `config`: of a running daemon where there is one, else of the file.
 
+use std::path::Path;
+
 use bitmesh_node::{
     config::{Config, ConfigError},
     control::{
@@ -63,7 +65,7 @@ fn set(context: &Context, key: &str, value: &str) -> Result<(), Failure> {
     let change = match context.call(&wanted, "asking the daemon") {
         Err(Failure::Api(error)) if error.code == ErrorCode::Unreachable => {
             let file = &context.paths.config;
-            let (text, value) = settings::set(&settings::read(file)?, key, value)?;
+            let (text, value) = changed(file, &settings::read(file)?, key, value)?;
             if let Some(folder) = file.parent() {
                 create_private_dir(folder)
                     .map_err(|error| Failure::file("make", folder, &error))?;
@@ -79,6 +81,20 @@ fn set(context: &Context, key: &str, value: &str) -> Result<(), Failure> {
         answer => answer?,
     };
     Ok(context.out.reply(&change, render::config_change)?)
+}
+
+/// The text of `file` with one setting changed, and the value as it stands there. If the file is no
+/// TOML as it is, that is the error, with its name.
+pub(super) fn changed(
+    file: &Path,
+    text: &str,
+    key: &str,
+    value: &str,
+) -> Result<(String, impl Serialize + use<>), Failure> {
+    settings::set(text, key, value).map_err(|error| match (&error, settings::network(file)) {
+        (SettingError::Config(ConfigError::Parse { .. }), Err(own)) => own.into(),
+        _ => error.into(),
+    })
 }
 
 #[derive(Serialize)]

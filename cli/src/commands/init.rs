@@ -169,7 +169,7 @@ fn configuration(
                 "write it like --set sell.price=90sat/GB",
             ));
         };
-        (text, _) = settings::set(&text, key.trim(), value.trim())?;
+        (text, _) = super::config::changed(path, &text, key.trim(), value.trim())?;
     }
     Ok(Some(text))
 }

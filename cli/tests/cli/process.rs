@@ -653,6 +653,13 @@ fn settings_are_changed_in_the_file_while_no_daemon_runs() {
     for part in [file.to_str().unwrap(), "line 2", "hint: mend the file"] {
         assert!(stderr(&bad).contains(part), "{part}: {}", stderr(&bad));
     }
+    let set = config(&["set", "sell.price", "1 sat/GB"]);
+    assert_eq!(set.status.code(), Some(2));
+    assert!(
+        stderr(&set).contains(file.to_str().unwrap()),
+        "{}",
+        stderr(&set)
+    );
 }
 
 #[test]
