@@ -13,7 +13,7 @@ use bitmesh_market::envelope::Network;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::{
-    amount::{Feerate, Quantity, Span, WholeSat},
+    amount::{Feerate, Money, Quantity, Span, WholeSat},
     market::{
         BuyArgs, LeaseArgs, LeaseCommand, LeasesArgs, LimitArgs, ModeArg, OffersArgs, OrderArg,
         RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
@@ -23,8 +23,8 @@ pub use self::{
         WalletCommand,
     },
     node::{
-        ApiArgs, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs, InitArgs, LogFormat, ManArgs,
-        PathName, PeersArgs, PeersCommand, StatusArgs, UpArgs,
+        ApiArgs, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs, HelpArgs, InitArgs, LogFormat,
+        ManArgs, PathName, PeersArgs, PeersCommand, StatusArgs, UpArgs,
     },
     testnet::{
         ExecArgs, FaucetArgs, LogsArgs, MineArgs, TestnetArgs, TestnetCommand, TestnetName,
@@ -159,8 +159,11 @@ pub enum Command {
   bitmesh init --network signet --set sell.price='\"90 sat/GB\"'
   bitmesh init --words-file -                restore from twelve words on standard input
 
-The twelve words are the node: whoever has them has its coins. They are written to words.txt in
-the data directory, readable by you alone. Copy them to paper.")]
+The network is --network, else the one a configuration names, else mainnet; it stands in the new
+configuration. The twelve words are written to words.txt in the data directory, readable by you
+alone: copy them to paper. Whoever has them has the coins. They restore the node's name and its
+coins on chain, not its channels, leases and credit: those are in the file \"journal\" of the data
+directory. Keep that file, and copy it only while the node is stopped.")]
     Init(InitArgs),
     /// Start the daemon in the background and wait until it is ready
     #[command(after_help = "Example:
@@ -212,7 +215,12 @@ The log goes to stderr. SIGTERM and Ctrl-C stop it in order; killing it loses no
   bitmesh buy 2GB --max-price 200sat/GB --dry-run       what would it cost?
   bitmesh buy 2GB --max-price 200sat/GB
   bitmesh buy 500sat --for 1h                           spend at most 500 sat, for at most an hour
-  bitmesh buy 10GB --from 12D3KooWAbCd --wait 5m
+  bitmesh buy 10GB --from 12D3KooWAbCd                  of a seller that \"bitmesh offers\" lists
+  bitmesh buy 10GB --min-rate 8Mbit/s --wait 5m         wait for an offer that fits
+
+The first lease with a seller opens a channel. On a terminal, what that costs is shown and asked
+about first; --yes goes on without. The rate of a lease is \"up to\": sellers share their line evenly
+among those who use it, and only what --min-rate asks for is assured.
 
 While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
   curl --proxy socks5h://127.0.0.1:1080 https://example.org")]
@@ -260,7 +268,7 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
     #[command(after_help = "Examples:
   bitmesh testnet demo                       buy, carry, pay, settle and check the books
   bitmesh testnet up --nodes 5
-  eval \"$(bitmesh testnet env carol)\" && bitmesh buy 50MB
+  eval \"$(bitmesh testnet env bob)\" && bitmesh buy 50MB
   bitmesh testnet down")]
     Testnet(TestnetArgs),
     /// Print what happens in the node, as it happens
@@ -289,6 +297,11 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
   bitmesh man buy | man -l -
   bitmesh man --all ./man                    write every page into a folder")]
     Man(ManArgs),
+    /// Show the help of a command
+    #[command(after_help = "Examples:
+  bitmesh help
+  bitmesh help wallet send")]
+    Help(HelpArgs),
 }
 
 /// Returns the whole command line, its help in groups.

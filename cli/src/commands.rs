@@ -38,5 +38,6 @@ pub(crate) fn run(context: Context, command: Command) -> Result<(), Failure> {
         Command::Api(args) => node::api(&context, args),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man(args) => manual::man(&context, &args),
+        Command::Help(args) => manual::help(&args),
     }
 }

@@ -1,6 +1,6 @@
 //! What every command needs: where things are, whom to speak with, how to print.
 
-use std::future::Future;
+use std::{future::Future, path::Path};
 
 use bitmesh_market::envelope::Network;
 use bitmesh_node::{
@@ -48,7 +48,16 @@ impl Context {
         };
         let network = match (global.network, &file) {
             (Some(network), _) => network,
-            (None, Ok(file)) => settings::network(file)?.unwrap_or(Network::Mainnet),
+            (None, Ok(file)) => match settings::network(file) {
+                Ok(network) => network.unwrap_or(Network::Mainnet),
+                // Whoever needs more of the file than this reads it again, and says what is wrong.
+                Err(error) => match written_network(file) {
+                    Some(network) => network,
+                    // The socket is known all the same.
+                    None if datadir.is_some() || global.api.is_some() => Network::Mainnet,
+                    None => return Err(error.into()),
+                },
+            },
             (None, Err(_)) => Network::Mainnet,
         };
         let mut paths = Paths::new(network, datadir.as_deref(), &environment)?;
@@ -94,7 +103,10 @@ impl Context {
             .enable_all()
             .build()
             .map_err(|error| Failure::system("start", &error))?;
-        runtime.block_on(work)
+        let done = runtime.block_on(work);
+        // Threads that still wait for something are not waited for: it ends with this process.
+        runtime.shutdown_background();
+        done
     }
 
     /// Makes one call, and shows `message` to a person who waits.
@@ -106,6 +118,25 @@ impl Context {
     }
 }
 
+/// The network that a configuration names which is no TOML as a whole, so that its daemon can still be
+/// found and stopped: the line that a parser would have read before it came to any section. `None` if
+/// there is a line that might be it and cannot be read.
+fn written_network(file: &Path) -> Option<Network> {
+    let text = settings::read(file).ok()?;
+    let top = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with('['));
+    let mut named = top.filter(|line| line.starts_with("network"));
+    match named.next() {
+        Some(line) => {
+            let quoted = line.split_once('=')?.1.trim().strip_prefix('"')?;
+            quoted.split_once('"')?.0.parse().ok()
+        }
+        None => Some(Network::Mainnet),
+    }
+}
+
 /// Returns the present moment, for showing how long ago something was.
 #[expect(
     clippy::disallowed_methods,
@@ -114,4 +145,32 @@ impl Context {
 pub(crate) fn now() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     Timestamp::from_unix(since.map_or(0, |since| since.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_network_of_a_file_that_is_no_toml_is_found_where_it_can_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        let table = [
+            (
+                "# mine\nnetwork = \"signet\" # play\n[sell\n",
+                Some(Network::Signet),
+            ),
+            ("[sell\nprice = 1\n", Some(Network::Mainnet)),
+            (
+                "[sell]\nnetwork = \"signet\"\n[buy\n",
+                Some(Network::Mainnet),
+            ),
+            ("network = \"sig\n", None),
+            ("network = \"moon\"\n", None),
+        ];
+        for (text, network) in table {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(written_network(&file), network, "{text}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use bitmesh_node::{
     paths::{LockError, NoHomeError},
 };
 use clap::error::ErrorKind;
+use serde_json::json;
 
 use crate::output::{Output, OutputError};
 
@@ -128,7 +129,17 @@ impl Failure {
                     "check the disk",
                 );
             }
-            Self::Interrupted | Self::Output(OutputError::Closed) => {}
+            Self::Interrupted => {
+                if output.is_json() {
+                    let _ = output.json(&json!({ "error": {
+                        "code": "interrupted",
+                        "message": "interrupted",
+                        "hint": "\"bitmesh status\" shows what the daemon has done",
+                    }}));
+                }
+                output.note("interrupted");
+            }
+            Self::Output(OutputError::Closed) => {}
             Self::Child(_) | Self::Silent(_) => {}
         }
         ExitCode::from(self.exit_code())

@@ -28,6 +28,15 @@ impl Consent {
 
     /// Asks whether to go on, and returns an error unless the answer is yes.
     pub(crate) fn ask(self, question: &str) -> Result<(), Failure> {
+        self.ask_with(question, Otherwise::No)
+    }
+
+    /// Asks whether to go on with what was wanted anyway: an empty line is a yes.
+    pub(crate) fn ask_to_go_on(self, question: &str) -> Result<(), Failure> {
+        self.ask_with(question, Otherwise::Yes)
+    }
+
+    fn ask_with(self, question: &str, otherwise: Otherwise) -> Result<(), Failure> {
         match self {
             Self::Given => Ok(()),
             Self::Refused => Err(Failure::usage(
@@ -35,14 +44,17 @@ impl Consent {
                 "give --yes to accept",
             )),
             Self::Askable => {
+                let choice = match otherwise {
+                    Otherwise::Yes => "[Y/n]",
+                    Otherwise::No => "[y/N]",
+                };
                 let mut stderr = io::stderr().lock();
-                let _ = write!(stderr, "{question} [y/N] ");
+                let _ = write!(stderr, "{question} {choice} ");
                 let _ = stderr.flush();
                 let mut answer = String::new();
-                let read = io::stdin().lock().read_line(&mut answer);
-                let yes = matches!(answer.trim(), "y" | "Y" | "yes" | "Yes");
-                match read {
-                    Ok(_) if yes => Ok(()),
+                match io::stdin().lock().read_line(&mut answer) {
+                    // An end of input is not the Enter key.
+                    Ok(read) if read > 0 && is_yes(&answer, otherwise) => Ok(()),
                     _ => Err(Failure::usage(
                         "not confirmed; nothing was done",
                         "answer y to accept",
@@ -50,5 +62,37 @@ impl Consent {
                 }
             }
         }
+    }
+}
+
+/// What an empty line means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Otherwise {
+    Yes,
+    No,
+}
+
+fn is_yes(answer: &str, otherwise: Otherwise) -> bool {
+    match answer.trim() {
+        "" => otherwise == Otherwise::Yes,
+        "y" | "Y" | "yes" | "Yes" => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_yes_is_a_yes_and_an_empty_line_is_what_the_question_says() {
+        for yes in ["y\n", "Y\n", "yes\n", " Yes \n"] {
+            assert!(is_yes(yes, Otherwise::No) && is_yes(yes, Otherwise::Yes));
+        }
+        for no in ["n\n", "no\n", "yess\n", "q\n"] {
+            assert!(!is_yes(no, Otherwise::No) && !is_yes(no, Otherwise::Yes));
+        }
+        assert!(is_yes("\n", Otherwise::Yes));
+        assert!(!is_yes("\n", Otherwise::No));
     }
 }

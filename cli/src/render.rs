@@ -7,7 +7,7 @@ mod table;
 mod text;
 
 pub use self::{
-    market::{lease, leases, offers, purchase, selling, usage},
+    market::{lease, leases, offers, opening, purchase, selling, usage},
     money::{address, balance, channel_closed, channels, earnings, sent, transactions, words},
     node::{config_change, config_values, event, identity, peer_added, peers, status},
 };

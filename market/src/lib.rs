@@ -12,7 +12,6 @@ pub mod lease;
 pub mod matching;
 pub mod negotiation;
 pub mod offer;
-pub mod pricing;
 pub mod quote;
 pub mod session;
 pub mod time;

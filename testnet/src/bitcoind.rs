@@ -145,7 +145,7 @@ impl fmt::Display for Way {
 
 /// No way led to a bitcoind. Says for each why, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("no usable bitcoind\n{}\nto get one: {}", list(.attempts), LocateError::HINT)]
+#[error("{}\nto get one: {}", self.tried(), LocateError::HINT)]
 pub struct LocateError {
     /// Each way that was tried, in order, and why it failed.
     pub attempts: Vec<(Way, String)>,
@@ -156,6 +156,11 @@ impl LocateError {
     pub const HINT: &'static str = "install Bitcoin Core 28 or later and put bitcoind on the PATH, \
         or name it: BITCOIND_EXE=/path/to/bitcoind; \
         or install the tools of the build (Debian: apt-get install cmake g++ pkg-config libboost-dev libevent-dev) and try again";
+
+    /// What was tried and why it failed, without what to do about it.
+    pub fn tried(&self) -> String {
+        format!("no usable bitcoind\n{}", list(&self.attempts))
+    }
 }
 
 fn list(attempts: &[(Way, String)]) -> String {

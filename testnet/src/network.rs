@@ -24,7 +24,10 @@ use std::{
 };
 
 use bitcoin::Amount;
-use bitmesh_node::control::api::{self, GetBalance, GetChain, ListOffers};
+use bitmesh_node::control::{
+    ApiError,
+    api::{self, GetBalance, GetChain, ListOffers},
+};
 use thiserror::Error;
 
 pub use self::{
@@ -37,7 +40,7 @@ use self::{
     namespaces::Namespaces,
     node::Place,
     settings::Surroundings,
-    state::{Held, REMOVE_FOLDER, address_of},
+    state::{CLEAN_UP, Held, address_of},
 };
 use crate::{
     bitcoind::Bitcoind,
@@ -116,9 +119,12 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
-    /// The process that was to hold the network ended. Says what it wrote last.
+    /// The process that was to hold the network ended without a word of why. Says what it wrote last.
     #[error("the network did not come up: {0}")]
     Ended(String),
+    /// The process that was to hold the network failed with this.
+    #[error(transparent)]
+    Failed(ApiError),
     /// A node did not do what it was asked.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -158,29 +164,16 @@ impl Plan {
         }
     }
 
-    /// A plan for `count` nodes: one in four is a buyer, but at least one where there are two; the
-    /// others sell, each for 20 sat per GB more than the one before, from 80 on.
+    /// A plan for `count` nodes, which sell and buy in turn: the first sells, the second buys. Each
+    /// seller asks 20 sat per GB more than the one before, from 80 on.
     pub fn of_size(
         name: &str,
         count: usize,
         bitmesh: impl Into<PathBuf>,
         bitcoind: Bitcoind,
     ) -> Self {
-        let buyers = if count < 2 { 0 } else { (count / 4).max(1) };
-        let sellers = count - buyers;
-        let mut plan = Self::new(name, bitmesh, bitcoind);
-        for index in 0..count {
-            let name = NAMES
-                .get(index)
-                .map_or_else(|| format!("node{index}"), |name| (*name).to_owned());
-            let price = 80_000 + 20_000 * index as u64;
-            plan = plan.with(if index < sellers {
-                NodeSpec::seller(&name, price)
-            } else {
-                NodeSpec::buyer(&name, FUNDS)
-            });
-        }
-        plan
+        let plan = Self::new(name, bitmesh, bitcoind);
+        in_turn(count).fold(plan, Self::with)
     }
 
     /// Adds a node.
@@ -196,6 +189,20 @@ impl Plan {
         self.namespaces = yes;
         self
     }
+}
+
+/// So many nodes that sell and buy in turn.
+fn in_turn(count: usize) -> impl Iterator<Item = NodeSpec> {
+    (0..count).map(|index| {
+        let name = NAMES
+            .get(index)
+            .map_or_else(|| format!("node{index}"), |name| (*name).to_owned());
+        if index.is_multiple_of(2) {
+            NodeSpec::seller(&name, 80_000 + 20_000 * (index / 2) as u64)
+        } else {
+            NodeSpec::buyer(&name, FUNDS)
+        }
+    })
 }
 
 /// A running network. Dropping it ends every process of it and deletes its folder.
@@ -234,7 +241,7 @@ impl Network {
             return Err(NetworkError::BadSize(nodes.len()));
         }
         let held = state::hold(&name)?;
-        let after = Afterwards::run(REMOVE_FOLDER, [&held.folder])?;
+        let after = Afterwards::run(CLEAN_UP, [&held.folder])?;
         let namespaces = if namespaces {
             Some(Namespaces::make(nodes.len())?)
         } else {
@@ -498,6 +505,8 @@ impl Network {
                 log: node.log().to_owned(),
                 proxy: node.proxy(),
                 namespace: node.namespace().map(str::to_owned),
+                answers: None,
+                balance_sat: None,
             }
         });
         State {
@@ -567,4 +576,32 @@ pub async fn asked_to_stop() -> io::Result<()> {
         _ = hangup.recv() => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_sell_and_buy_in_turn_as_the_readme_says() {
+        let roles: Vec<_> = in_turn(5)
+            .map(|node| (node.name().to_owned(), node.role()))
+            .collect();
+        let seller =
+            |name: &str, price_msat_per_gb| (name.to_owned(), Role::Seller { price_msat_per_gb });
+        let buyer = |name: &str| (name.to_owned(), Role::Buyer { funds: FUNDS });
+        assert_eq!(
+            roles,
+            [
+                seller("alice", 80_000),
+                buyer("bob"),
+                seller("carol", 100_000),
+                buyer("dave"),
+                seller("erin", 120_000),
+            ]
+        );
+        let readme = include_str!("../../README.md");
+        assert!(readme.contains("--nodes 5  # alice, carol and erin sell, bob and dave buy"));
+        assert!(readme.contains("testnet env bob"));
+    }
 }

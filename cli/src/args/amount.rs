@@ -2,7 +2,44 @@
 
 use std::{str::FromStr, time::Duration};
 
-use bitmesh_market::units::{Bytes, Msat};
+use bitmesh_market::units::{Bytes, Msat, ParseUnitError};
+
+/// An amount of money, in any unit that people write it in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Money(pub Msat);
+
+/// A bitcoin is 10^11 msat.
+const BTC_DECIMALS: usize = 11;
+
+impl FromStr for Money {
+    type Err = String;
+
+    /// Reads `500sat`, `250msat` or `0.0005 BTC`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let trimmed = text.trim();
+        let bitcoin = ["BTC", "btc"]
+            .iter()
+            .find_map(|unit| trimmed.strip_suffix(unit));
+        match bitcoin {
+            Some(number) => bitcoin_in_msat(number.trim_end())
+                .map(|msat| Self(Msat::from_msat(msat)))
+                .ok_or_else(|| format!("\"{text}\" is no amount; write it like 0.0005BTC")),
+            None => text
+                .parse()
+                .map(Self)
+                .map_err(|error: ParseUnitError| error.to_string()),
+        }
+    }
+}
+
+fn bitcoin_in_msat(number: &str) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || fraction.len() > BTC_DECIMALS || !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    format!("{whole}{fraction:0<BTC_DECIMALS$}").parse().ok()
+}
 
 /// How much to buy: a size, or money to spend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +55,11 @@ impl FromStr for Quantity {
 
     /// Reads `2GB` or `500sat`.
     fn from_str(text: &str) -> Result<Self, String> {
-        match (text.parse::<Bytes>(), text.parse::<Msat>()) {
+        match (text.parse::<Bytes>(), text.parse::<Money>()) {
             (Ok(bytes), _) if bytes.get() == 0 => Err("nothing to buy".into()),
             (Ok(bytes), _) => Ok(Self::Bytes(bytes)),
-            (_, Ok(msat)) if msat.msat() == 0 => Err("nothing to spend".into()),
-            (_, Ok(msat)) => Ok(Self::Budget(msat)),
+            (_, Ok(Money(msat))) if msat.msat() == 0 => Err("nothing to spend".into()),
+            (_, Ok(Money(msat))) => Ok(Self::Budget(msat)),
             (Err(_), Err(_)) => Err("write a size like 2GB or 500MiB, or money like 500sat".into()),
         }
     }
@@ -84,11 +121,9 @@ pub struct WholeSat(pub u64);
 impl FromStr for WholeSat {
     type Err = String;
 
-    /// Reads `50000sat` or `50 000 sat`.
+    /// Reads `50000sat`, `50 000 sat` or `0.0005BTC`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let msat: Msat = text
-            .parse()
-            .map_err(|error: bitmesh_market::units::ParseUnitError| error.to_string())?;
+        let Money(msat) = text.parse()?;
         if msat.sat_floor() != msat.sat_ceil() {
             return Err("the chain knows whole sat only".into());
         }
@@ -214,8 +249,34 @@ mod tests {
     #[test]
     fn coins_are_whole() {
         assert_eq!("50 000 sat".parse(), Ok(WholeSat(50_000)));
-        for wrong in ["0sat", "1.5sat", "1500msat", "50000", "1BTC"] {
+        assert_eq!("0.0005 BTC".parse(), Ok(WholeSat(50_000)));
+        for wrong in ["0sat", "1.5sat", "1500msat", "50000", "0.000000001BTC"] {
             assert!(wrong.parse::<WholeSat>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bitcoin_are_exact_and_never_guessed() {
+        let table = [
+            ("1BTC", 100_000_000_000),
+            ("0.00000001 BTC", 1_000),
+            ("0.00000000001btc", 1),
+            ("21000000BTC", 2_100_000_000_000_000_000),
+            ("500sat", 500_000),
+        ];
+        for (text, msat) in table {
+            assert_eq!(text.parse(), Ok(Money(Msat::from_msat(msat))), "{text}");
+        }
+        for wrong in [
+            "BTC",
+            ".5BTC",
+            "-1BTC",
+            "1e3BTC",
+            "0.000000000001BTC",
+            "999999999999BTC",
+            "1mBTC",
+        ] {
+            assert!(wrong.parse::<Money>().is_err(), "{wrong}");
         }
     }
 }

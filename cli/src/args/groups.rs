@@ -9,7 +9,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Buy", &["offers", "buy", "leases", "lease", "usage"]),
     ("Wallet", &["wallet", "channels"]),
     ("Network", &["id", "peers"]),
-    ("Set up", &["config", "completions", "man"]),
+    ("Set up", &["config", "completions", "man", "help"]),
     ("Develop", &["testnet", "events", "api"]),
 ];
 

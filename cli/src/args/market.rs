@@ -1,10 +1,10 @@
 //! Arguments of the commands about selling and buying.
 
-use bitmesh_market::units::{Bytes, BytesPerSecond, Msat, Price};
+use bitmesh_market::units::{Bytes, BytesPerSecond, Price};
 use bitmesh_node::control::api;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Quantity, Span};
+use super::{Money, Quantity, Span};
 
 /// Arguments of `sell`.
 #[derive(Debug, Args)]
@@ -181,11 +181,16 @@ pub struct BuyArgs {
     pub max_price: Option<Price>,
     /// Spend at most this on traffic; on-chain fees come on top
     #[arg(long, value_name = "AMOUNT")]
-    pub budget: Option<Msat>,
+    pub budget: Option<Money>,
+    /// Take no quote whose first payment, due where a channel is opened, is above this [default:
+    /// what was shown and agreed to, or twice what this node's view of fees makes of it]
+    #[arg(long, value_name = "AMOUNT")]
+    pub max_first: Option<Money>,
     /// Close the lease after this long
     #[arg(long = "for", value_name = "SPAN")]
     pub term: Option<Span>,
-    /// Only sellers that offer at least this rate
+    /// Have at least this rate assured, however many share the seller's line; without it a lease's
+    /// rate is "up to"
     #[arg(long, value_name = "RATE")]
     pub min_rate: Option<BytesPerSecond>,
     /// When to pay
@@ -194,7 +199,7 @@ pub struct BuyArgs {
     /// Only sellers in this region
     #[arg(long)]
     pub region: Option<String>,
-    /// Only this seller: a peer id or the beginning of one
+    /// Only this seller: a peer id, or the beginning of one that "bitmesh offers" lists
     #[arg(long, value_name = "PEER")]
     pub from: Option<String>,
     /// Show what it would cost; commit to nothing

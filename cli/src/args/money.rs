@@ -40,12 +40,16 @@ It says what it costs and asks before it sends; --yes accepts.")]
         #[arg(long, value_name = "N")]
         limit: Option<u32>,
     },
-    /// Show the twelve words that restore this node
+    /// Show the twelve words that restore this node's name and on-chain coins
     #[command(after_help = "Example:
   bitmesh wallet backup
 
 Whoever sees the words has the coins. Write them on paper; never photograph or paste them.
-To restore: bitmesh init --words-file -")]
+To restore: bitmesh init --words-file -
+
+They do not restore channels, leases and credit: what is in channels is lost with the journal of
+the data directory (\"bitmesh config path journal\"). Keep that file; to copy it, stop the node first,
+and never run two nodes on copies of it.")]
     Backup,
 }
 
@@ -117,7 +121,7 @@ pub struct ChannelCloseArgs {
 /// Arguments of `earnings`.
 #[derive(Debug, Args)]
 pub struct EarningsArgs {
-    /// Only what was open within this span
+    /// List only leases that were opened within this span; totals and channels are of all time
     #[arg(long, value_name = "SPAN")]
     pub since: Option<Span>,
 }

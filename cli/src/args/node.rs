@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 /// Arguments of `init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// Restore from the twelve words in this file; `-` reads standard input
+    /// Restore name and on-chain coins from the twelve words in this file; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub words_file: Option<PathBuf>,
     /// Block from which a restored wallet looks for its coins [default: the first]
@@ -134,7 +134,7 @@ Comments in the file stay.")]
     },
     /// Check the configuration file
     #[command(after_help = "Example:
-  bitmesh config check && systemctl restart bitmesh")]
+  bitmesh config check && bitmesh down && bitmesh up")]
     Check,
     /// Show where things are
     #[command(after_help = "Examples:
@@ -161,6 +161,8 @@ pub enum PathName {
     Log,
     /// The twelve words
     Words,
+    /// The journal: channels, leases and credit, which the words do not restore
+    Journal,
 }
 
 /// Arguments of `events`.
@@ -180,6 +182,13 @@ pub struct ApiArgs {
     pub path: String,
     /// Body, JSON
     pub body: Option<String>,
+}
+
+/// Arguments of `help`.
+#[derive(Debug, Args)]
+pub struct HelpArgs {
+    /// The command, as it is typed: `wallet send` [default: bitmesh itself]
+    pub command: Vec<String>,
 }
 
 /// Arguments of `man`.

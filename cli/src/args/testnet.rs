@@ -29,7 +29,7 @@ down\"; everything is in one temporary folder and goes with it, however it ends.
     #[command(after_help = "Example:
   bitmesh testnet down")]
     Down(TestnetName),
-    /// Show a running network
+    /// Show a running network: each node's price and balance now, and whether it answers
     #[command(after_help = "Example:
   bitmesh testnet status --json | jq -r '.nodes[].name'")]
     Status(TestnetName),
@@ -42,12 +42,12 @@ Three sellers, one buyer and a bitcoind. Exits with 1 if the books do not add up
     Demo,
     /// Run a command as one of the nodes
     #[command(after_help = "Examples:
-  bitmesh testnet exec carol -- bitmesh buy 50MB
-  bitmesh testnet exec carol -- bitmesh leases --json")]
+  bitmesh testnet exec bob -- bitmesh buy 50MB
+  bitmesh testnet exec bob -- bitmesh leases --json")]
     Exec(ExecArgs),
     /// Print shell lines that make this shell speak to a node
     #[command(after_help = "Example:
-  eval \"$(bitmesh testnet env carol)\" && bitmesh status")]
+  eval \"$(bitmesh testnet env bob)\" && bitmesh status")]
     Env {
         /// The node
         node: String,
@@ -55,9 +55,9 @@ Three sellers, one buyer and a bitcoind. Exits with 1 if the books do not add up
         #[command(flatten)]
         network: TestnetName,
     },
-    /// Give a node coins, confirmed
+    /// Give a node coins, and wait until it counts them as confirmed
     #[command(after_help = "Example:
-  bitmesh testnet faucet carol 500000sat")]
+  bitmesh testnet faucet bob 500000sat")]
     Faucet(FaucetArgs),
     /// Mine blocks
     #[command(after_help = "Example:
@@ -88,9 +88,9 @@ pub struct TestnetName {
 /// Arguments of `testnet up`.
 #[derive(Debug, Args)]
 pub struct TestnetUpArgs {
-    /// How many nodes: one in four buys, the others sell
-    #[arg(long, short, default_value_t = 4, value_name = "N")]
-    pub nodes: usize,
+    /// How many nodes, 1 to 100: they sell and buy in turn, so alice sells, bob buys, carol sells
+    #[arg(long, short, default_value_t = 4, value_name = "N", value_parser = size())]
+    pub nodes: u32,
     /// Put each node into a network namespace of its own; needs root
     #[arg(long)]
     pub netns: bool,
@@ -103,6 +103,11 @@ pub struct TestnetUpArgs {
     /// Which network.
     #[command(flatten)]
     pub network: TestnetName,
+}
+
+/// As many nodes as a network may have.
+fn size() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=bitmesh_testnet::network::MOST_NODES as i64)
 }
 
 /// Arguments of `testnet exec`.

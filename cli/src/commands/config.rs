@@ -1,5 +1,7 @@
 //! `config`: of a running daemon where there is one, else of the file.
 
+use std::path::Path;
+
 use bitmesh_node::{
     config::{Config, ConfigError},
     control::{
@@ -63,7 +65,7 @@ fn set(context: &Context, key: &str, value: &str) -> Result<(), Failure> {
     let change = match context.call(&wanted, "asking the daemon") {
         Err(Failure::Api(error)) if error.code == ErrorCode::Unreachable => {
             let file = &context.paths.config;
-            let (text, value) = settings::set(&settings::read(file)?, key, value)?;
+            let (text, value) = changed(file, &settings::read(file)?, key, value)?;
             if let Some(folder) = file.parent() {
                 create_private_dir(folder)
                     .map_err(|error| Failure::file("make", folder, &error))?;
@@ -79,6 +81,20 @@ fn set(context: &Context, key: &str, value: &str) -> Result<(), Failure> {
         answer => answer?,
     };
     Ok(context.out.reply(&change, render::config_change)?)
+}
+
+/// The text of `file` with one setting changed, and the value as it stands there. If the file is no
+/// TOML as it is, that is the error, with its name.
+pub(super) fn changed(
+    file: &Path,
+    text: &str,
+    key: &str,
+    value: &str,
+) -> Result<(String, impl Serialize + use<>), Failure> {
+    settings::set(text, key, value).map_err(|error| match (&error, settings::network(file)) {
+        (SettingError::Config(ConfigError::Parse { .. }), Err(own)) => own.into(),
+        _ => error.into(),
+    })
 }
 
 #[derive(Serialize)]
@@ -114,6 +130,7 @@ struct Places {
     socket: String,
     log: String,
     words: String,
+    journal: String,
 }
 
 fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
@@ -125,6 +142,7 @@ fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
         socket: paths.socket.display().to_string(),
         log: paths.log.display().to_string(),
         words: paths.words().display().to_string(),
+        journal: paths.journal().display().to_string(),
     };
     let Some(name) = name else {
         return Ok(context.out.reply(&places, |places, style: Style| {
@@ -135,6 +153,7 @@ fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
                 ("socket", &places.socket),
                 ("log", &places.log),
                 ("words", &places.words),
+                ("journal", &places.journal),
             ];
             rows.map(|(name, place)| {
                 let room = " ".repeat("datadir".len() - name.len());
@@ -149,6 +168,7 @@ fn path(context: &Context, name: Option<PathName>) -> Result<(), Failure> {
         PathName::Socket => ("socket", &places.socket),
         PathName::Log => ("log", &places.log),
         PathName::Words => ("words", &places.words),
+        PathName::Journal => ("journal", &places.journal),
     };
     let object = Value::Object(
         [(key.to_owned(), Value::from(place.as_str()))]

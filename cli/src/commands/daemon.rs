@@ -16,6 +16,7 @@ use bitmesh_node::{
     StartError,
     config::Config,
     control::{ErrorCode, server::BindError},
+    mesh::StartError as MeshError,
     words::WordsFileError,
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -213,10 +214,38 @@ impl From<StartError> for Failure {
                 text,
                 "change it with \"bitmesh config set\"",
             ),
-            _ => Self::new(
+            StartError::Mesh(MeshError::Listen { .. }) => Self::new(
+                ErrorCode::Conflict,
+                text,
+                "\"ss -lntup\" shows who has the port; end that, or listen elsewhere: bitmesh config \
+                 set mesh.listen /ip4/0.0.0.0/udp/PORT/quic-v1,/ip4/0.0.0.0/tcp/PORT",
+            ),
+            StartError::Mesh(_) => Self::new(
+                ErrorCode::Usage,
+                text,
+                "\"bitmesh config get mesh\" shows the settings of the mesh",
+            ),
+            StartError::Journal(_) | StartError::Records(_) => Self::new(
                 ErrorCode::Failure,
                 text,
-                "the log above says what led to this",
+                "money stands on it, so nothing is guessed: copy the whole data directory first, then \
+                 put the newest copy of the journal in its place, if there is one",
+            ),
+            StartError::JournalRefuses => Self::new(
+                ErrorCode::Failure,
+                text,
+                "make room on the disk of the data directory, then start again: nothing is lost",
+            ),
+            StartError::Wallet(_) => Self::new(
+                ErrorCode::Failure,
+                text,
+                "move the folder \"wallet\" of the data directory aside: it is built again from the \
+                 words and the chain",
+            ),
+            StartError::Io { .. } => Self::new(
+                ErrorCode::Failure,
+                text,
+                "check that the data directory is yours, and the limits (ulimit -a)",
             ),
         }
     }

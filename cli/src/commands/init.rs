@@ -76,10 +76,26 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
             birth_height: 0,
         };
         context.out.note(
-            "\nThese twelve words are the node: with them it can be restored, and whoever has them has \
-             its coins.\nWrite them on paper now; they are not shown again unless you ask.\n",
+            "\nThese twelve words restore this node's name and its coins on chain, and whoever has \
+             them has the coins.\nWrite them on paper now; they are not shown again unless you ask.\n",
         );
         context.out.text(&shown, render::words)?;
+    }
+    context.out.note(&format!(
+        "\n{} What is in channels, and credit with others, is in {} alone: keep that file.",
+        if made.restored {
+            "The words bring back the name and the coins on chain."
+        } else {
+            "The words do not restore channels."
+        },
+        paths.journal().display()
+    ));
+    if network == Network::Mainnet {
+        context.out.note(
+            "This is a node for mainnet, with real money; for play money: --network signet. It finds \
+             nodes on its\nlocal network by itself, and those of the internet through one address: \
+             bitmesh config set mesh.bootstrap ADDRESS",
+        );
     }
     let datadir = context.global.datadir.as_ref();
     let whose = datadir
@@ -153,7 +169,7 @@ fn configuration(
                 "write it like --set sell.price=90sat/GB",
             ));
         };
-        (text, _) = settings::set(&text, key.trim(), value.trim())?;
+        (text, _) = super::config::changed(path, &text, key.trim(), value.trim())?;
     }
     Ok(Some(text))
 }

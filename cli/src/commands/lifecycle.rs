@@ -10,6 +10,7 @@ use std::{
 };
 
 use bitmesh_node::{
+    config::Config,
     control::{
         ApiError, ErrorCode,
         api::{GetStatus, Shutdown, Status},
@@ -52,8 +53,10 @@ pub(super) fn up(context: &Context, args: &UpArgs) -> Result<(), Failure> {
             Err(error) => return Err(error.into()),
         }
         super::daemon::must_be_initialised(context)?;
-        let mut child = launch(context)?;
-        let ready = wait_until_ready(context, &mut child, args.wait.0);
+        // A daemon would say the same, in a log.
+        Config::load(&context.paths.config)?;
+        let (mut child, begin) = launch(context)?;
+        let ready = wait_until_ready(context, &mut child, begin, args.wait.0);
         let status = while_waiting(&context.out, "starting the daemon", ready).await?;
         report(context, &status, true)
     })
@@ -81,12 +84,14 @@ fn report(context: &Context, status: &Status, started: bool) -> Result<(), Failu
     Ok(context.out.text(status, render::status)?)
 }
 
-fn launch(context: &Context) -> Result<Child, Failure> {
+/// Starts the daemon. Returns it, and where in the log its words begin.
+fn launch(context: &Context) -> Result<(Child, u64), Failure> {
     let log = open_log(&context.paths.log)
         .map_err(|error| Failure::file("write the log", &context.paths.log, &error))?;
     let copy = log
         .try_clone()
         .map_err(|error| Failure::file("write the log", &context.paths.log, &error))?;
+    let begin = log.metadata().map_or(0, |log| log.len());
     let program = std::env::current_exe()
         .map_err(|error| Failure::file("find", Path::new("bitmesh"), &error))?;
     let mut command = Command::new(&program);
@@ -109,6 +114,7 @@ fn launch(context: &Context) -> Result<Child, Failure> {
         .stdout(copy)
         .stderr(log)
         .spawn()
+        .map(|child| (child, begin))
         .map_err(|error| Failure::file("start", &program, &error))
 }
 
@@ -129,6 +135,7 @@ fn open_log(path: &Path) -> std::io::Result<File> {
 async fn wait_until_ready(
     context: &Context,
     child: &mut Child,
+    begin: u64,
     within: Duration,
 ) -> Result<Status, Failure> {
     let log = &context.paths.log;
@@ -140,14 +147,26 @@ async fn wait_until_ready(
                 Err(error) => return Err(error.into()),
             }
             if let Ok(Some(code)) = child.try_wait() {
-                context.out.note(&last_words(log));
+                let words = last_words(log, begin);
+                let Some((why, hint)) = complaint(&words) else {
+                    context.out.note(&words);
+                    return Err(Failure::new(
+                        ErrorCode::Failure,
+                        format!("the daemon did not start ({code})"),
+                        format!(
+                            "the end of its log is above; all of it is in {}",
+                            log.display()
+                        ),
+                    ));
+                };
+                let hint = match hint {
+                    "" => format!("its log is {}", log.display()),
+                    hint => format!("{hint} (its log is {})", log.display()),
+                };
                 return Err(Failure::new(
                     ErrorCode::Failure,
-                    format!("the daemon did not start ({code})"),
-                    format!(
-                        "the end of its log is above; all of it is in {}",
-                        log.display()
-                    ),
+                    format!("the daemon did not start: {why}"),
+                    hint,
                 ));
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -167,18 +186,26 @@ async fn wait_until_ready(
         })
 }
 
-/// The end of a log, from the beginning of a line on.
-fn last_words(log: &Path) -> String {
+/// What a daemon that ended complained of, and its hint: the last thing that it wrote, as
+/// [`Failure::report`] writes it.
+fn complaint(words: &str) -> Option<(&str, &str)> {
+    let (_, said) = words.rsplit_once("error: ")?;
+    let (why, hint) = said.split_once("\nhint: ").unwrap_or((said, ""));
+    Some((why.trim_end(), hint.trim_end()))
+}
+
+/// The end of a log, at most from `begin` on, from the beginning of a line on.
+fn last_words(log: &Path, begin: u64) -> String {
     let read = || -> std::io::Result<String> {
         let mut file = File::open(log)?;
         let length = file.metadata()?.len();
-        let skipped = length.saturating_sub(LAST_WORDS);
+        let skipped = length.saturating_sub(LAST_WORDS).max(begin);
         file.seek(SeekFrom::Start(skipped))?;
         let mut bytes = Vec::new();
         file.take(LAST_WORDS).read_to_end(&mut bytes)?;
         let text = String::from_utf8_lossy(&bytes);
         let whole = match text.split_once('\n') {
-            Some((_, rest)) if skipped > 0 => rest,
+            Some((_, rest)) if skipped > begin => rest,
             _ => &text,
         };
         Ok(whole.trim_end().to_owned())
@@ -232,4 +259,20 @@ pub(super) fn down(context: &Context) -> Result<(), Failure> {
             1 => "stopped; 1 lease was closed\n".to_owned(),
             some => format!("stopped; {some} leases were closed\n"),
         })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_complaint_of_a_log_is_found_with_its_hint() {
+        let log = "INFO starting\nerror: the port is taken\nby somebody\nhint: take another\n";
+        assert_eq!(
+            complaint(log),
+            Some(("the port is taken\nby somebody", "take another"))
+        );
+        assert_eq!(complaint("error: no\n"), Some(("no", "")));
+        assert_eq!(complaint("INFO starting\n"), None);
+    }
 }

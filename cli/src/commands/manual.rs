@@ -1,4 +1,4 @@
-//! `completions` and `man`: made from the same description as the command line itself.
+//! `completions`, `man` and `help`: made from the same description as the command line itself.
 
 use std::{fs, io, path::Path};
 
@@ -6,10 +6,10 @@ use bitmesh_node::control::ErrorCode;
 use clap::Command;
 
 use crate::{
-    args::{self, ManArgs},
+    args::{self, HelpArgs, ManArgs},
     context::Context,
     failure::Failure,
-    output,
+    output::{self, OutputError},
 };
 
 pub(super) fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
@@ -30,9 +30,33 @@ pub(super) fn man(context: &Context, args: &ManArgs) -> Result<(), Failure> {
             .note(&format!("wrote {written} pages into {}", folder.display()));
         return Ok(());
     }
+    let page = page(&named(root, &args.command)?).map_err(|error| {
+        Failure::new(
+            ErrorCode::Failure,
+            format!("cannot make the page: {error}"),
+            "use --help",
+        )
+    })?;
+    Ok(output::write_bytes(&page)?)
+}
+
+pub(super) fn help(args: &HelpArgs) -> Result<(), Failure> {
+    let mut root = args::command();
+    root.build();
+    // With the colours that --help has, where it has them.
+    named(root, &args.command)?
+        .print_help()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => OutputError::Closed.into(),
+            _ => OutputError::Failed(error.to_string()).into(),
+        })
+}
+
+/// The command of a built tree that is called by these words.
+fn named(root: Command, words: &[String]) -> Result<Command, Failure> {
     let mut command = root;
     let mut name = "bitmesh".to_owned();
-    for word in &args.command {
+    for word in words {
         let Some(inner) = command.find_subcommand(word) else {
             return Err(Failure::new(
                 ErrorCode::NotFound,
@@ -43,14 +67,7 @@ pub(super) fn man(context: &Context, args: &ManArgs) -> Result<(), Failure> {
         command = inner.clone();
         name = format!("{name} {word}");
     }
-    let page = page(&command).map_err(|error| {
-        Failure::new(
-            ErrorCode::Failure,
-            format!("cannot make the page: {error}"),
-            "use --help",
-        )
-    })?;
-    Ok(output::write_bytes(&page)?)
+    Ok(command)
 }
 
 fn write_all(command: &Command, folder: &Path, written: &mut u32) -> Result<(), Failure> {

@@ -2,15 +2,16 @@
 
 use bitmesh_market::units::{Bytes, BytesPerSecond, Msat, Price};
 use bitmesh_node::control::api::{
-    Buy, CloseLease, ExtendLease, ListLeases, ListOffers, PauseSelling, PriceRule, SellLimits,
-    Selling, SetLimits, SetPrice, ShowLease, StartSelling, StopSelling,
+    Buy, CloseLease, ExtendLease, GetConfig, ListLeases, ListOffers, PauseSelling, PriceRule,
+    SellLimits, Selling, SetLimits, SetPrice, ShowLease, StartSelling, StopSelling,
 };
 
 use crate::{
-    args::{BuyArgs, LeaseCommand, LeasesArgs, OffersArgs, Quantity, SellCommand, Span},
+    args::{BuyArgs, LeaseCommand, LeasesArgs, Money, OffersArgs, Quantity, SellCommand, Span},
     context::{Context, now},
     failure::Failure,
     output::OutputError,
+    prompt::Consent,
     render,
 };
 
@@ -82,14 +83,15 @@ pub(super) fn buy(context: &Context, args: BuyArgs) -> Result<(), Failure> {
             ));
         }
         (Some(Quantity::Budget(budget)), None) => (None, Some(budget)),
-        (Some(Quantity::Bytes(bytes)), budget) => (Some(bytes), budget),
-        (None, budget) => (None, budget),
+        (Some(Quantity::Bytes(bytes)), budget) => (Some(bytes), budget.map(|Money(msat)| msat)),
+        (None, budget) => (None, budget.map(|Money(msat)| msat)),
     };
+    let asks = context.consent == Consent::Askable && !context.out.is_json();
     let wanted = Buy {
         bytes: bytes.map(Bytes::get),
         budget_msat: budget.map(Msat::msat),
         max_price_msat_per_gb: args.max_price.map(Price::msat_per_gb),
-        max_first_msat: None,
+        max_first_msat: args.max_first.map(|Money(msat)| msat.msat()),
         term_s: args.term.map(Span::seconds),
         min_rate_bytes_per_s: args.min_rate.map(BytesPerSecond::get),
         mode: args.mode.into(),
@@ -98,13 +100,56 @@ pub(super) fn buy(context: &Context, args: BuyArgs) -> Result<(), Failure> {
         dry_run: args.dry_run,
         wait_s: args.wait.map_or(0, Span::seconds),
     };
-    let message = if args.dry_run {
-        "asking for quotes"
+    if args.dry_run {
+        let plan = context.call(&wanted, ASKING_SELLERS)?;
+        return Ok(context.out.reply(&plan, render::purchase)?);
+    }
+    let wanted = if asks {
+        agreed(context, wanted)?
     } else {
-        "buying"
+        wanted
     };
-    let purchase = context.call(&wanted, message)?;
+    let purchase = context.call(&wanted, "buying")?;
     Ok(context.out.reply(&purchase, render::purchase)?)
+}
+
+const ASKING_SELLERS: &str = "asking for quotes";
+
+/// What is wanted, once the person at the terminal has seen what a new channel would cost and has
+/// agreed. Where none has to be opened nothing is asked: the quantity and the price were typed.
+fn agreed(context: &Context, wanted: Buy) -> Result<Buy, Failure> {
+    let plan = Buy {
+        dry_run: true,
+        ..wanted.clone()
+    };
+    let plan = context.call(&plan, ASKING_SELLERS)?;
+    if !plan.cost.opens_channel {
+        return Ok(wanted);
+    }
+    let days = channel_days(context);
+    context
+        .out
+        .show(&plan, |plan, style| render::opening(plan, days, style));
+    context.consent.ask_to_go_on("Go on?")?;
+    Ok(Buy {
+        // No more than was shown, whatever the next quote says.
+        max_first_msat: wanted.max_first_msat.or(Some(plan.quote.min_first_msat)),
+        ..wanted
+    })
+}
+
+/// After how many days a buyer may take back what a new channel holds.
+fn channel_days(context: &Context) -> u64 {
+    const BLOCKS_A_DAY: u64 = 144;
+    const USUAL: u64 = 30;
+    const KEY: &str = "payments.expiry_blocks";
+    let key = Some(KEY.to_owned());
+    let asked = context.call(&GetConfig { key }, "asking the daemon");
+    let blocks = asked.ok().and_then(|answer| {
+        let setting = answer.values.iter().find(|it| it.key == KEY)?;
+        setting.value.as_u64()
+    });
+    blocks.map_or(USUAL, |blocks| blocks / BLOCKS_A_DAY)
 }
 
 pub(super) fn leases(context: &Context, args: &LeasesArgs) -> Result<(), Failure> {

@@ -74,7 +74,13 @@ fn backup(context: &Context) -> Result<(), Failure> {
     );
     context.consent.ask("show the words?")?;
     let words = context.call(&RevealWords { confirm: true }, ASKING)?;
-    Ok(context.out.reply(&words, render::words)?)
+    context.out.reply(&words, render::words)?;
+    context.out.note(&format!(
+        "They restore the name and the coins on chain. Channels, leases and credit are in {} alone; \
+         copy that file too, while the node is stopped.",
+        context.paths.journal().display()
+    ));
+    Ok(())
 }
 
 pub(super) fn channels(context: &Context, args: ChannelsArgs) -> Result<(), Failure> {
@@ -116,6 +122,11 @@ pub(super) fn earnings(context: &Context, args: &EarningsArgs) -> Result<(), Fai
         since_s: args.since.map(Span::seconds),
     };
     let earnings = context.call(&wanted, ASKING)?;
+    if wanted.since_s.is_some() {
+        context
+            .out
+            .note("leases that were opened within that span; totals and channels are of all time");
+    }
     Ok(context.out.reply(&earnings, |earnings, style| {
         render::earnings(earnings, now(), style)
     })?)

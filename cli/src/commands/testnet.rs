@@ -25,6 +25,7 @@ use crate::{
     args::{ExecArgs, FaucetArgs, LogsArgs, MineArgs, TestnetCommand, TestnetName, TestnetUpArgs},
     context::Context,
     failure::Failure,
+    progress::while_waiting,
 };
 
 /// How often a log that is followed is looked at.
@@ -40,7 +41,9 @@ pub(super) fn run(context: &Context, command: TestnetCommand) -> Result<(), Fail
                 .out
                 .reply(&down, |_, _| format!("the network {name} has ended\n"))?)
         }
-        TestnetCommand::Status(TestnetName { name }) => show(context, &State::of_running(&name)?),
+        TestnetCommand::Status(TestnetName { name }) => {
+            show_live(context, State::of_running(&name)?)
+        }
         TestnetCommand::Demo => demonstrate(context),
         TestnetCommand::Exec(args) => exec(&args),
         TestnetCommand::Env { node, network } => env(context, &node, &network.name),
@@ -75,6 +78,15 @@ fn show(context: &Context, state: &State) -> Result<(), Failure> {
     Ok(context.out.reply(state, |state, _| format!("{state}\n"))?)
 }
 
+/// Shows a network as its nodes describe themselves now.
+fn show_live(context: &Context, state: State) -> Result<(), Failure> {
+    let state = context.block_on(async {
+        let look = state.looked_at();
+        Ok(while_waiting(&context.out, "asking the nodes", look).await)
+    })?;
+    show(context, &state)
+}
+
 fn up(context: &Context, args: &TestnetUpArgs) -> Result<(), Failure> {
     let name = &args.network.name;
     if args.hold || args.background {
@@ -87,6 +99,8 @@ fn up(context: &Context, args: &TestnetUpArgs) -> Result<(), Failure> {
     ];
     words.extend(["--name".to_owned(), name.clone()]);
     words.extend(["--nodes".to_owned(), args.nodes.to_string()]);
+    // So that its error comes here as it is.
+    words.push("--json".to_owned());
     if args.netns {
         words.push("--netns".to_owned());
     }
@@ -95,14 +109,19 @@ fn up(context: &Context, args: &TestnetUpArgs) -> Result<(), Failure> {
         let mut progress = |what: &str| context.out.note(what);
         Ok(up_detached(&program, name, words, &mut progress).await?)
     })?;
-    show(context, &state)
+    show_live(context, state)
 }
 
 /// Is the network, until somebody ends it.
 fn hold(context: &Context, args: &TestnetUpArgs) -> Result<(), Failure> {
     let bitcoind = find(context)?;
-    let plan = Plan::of_size(&args.network.name, args.nodes, this_program()?, bitcoind)
-        .namespaces(args.netns);
+    let plan = Plan::of_size(
+        &args.network.name,
+        usize::try_from(args.nodes).unwrap_or(usize::MAX),
+        this_program()?,
+        bitcoind,
+    )
+    .namespaces(args.netns);
     context.block_on_alone(async {
         let mut stop = std::pin::pin!(asked_to_stop());
         let mut progress = |what: &str| context.out.note(what);
@@ -112,7 +131,7 @@ fn hold(context: &Context, args: &TestnetUpArgs) -> Result<(), Failure> {
             network = Network::up(plan, &mut progress) => network?,
         };
         if !args.background {
-            show(context, &network.state())?;
+            show(context, &network.state().looked_at().await)?;
         }
         let asked = stop.await;
         context.out.note("ending the network");
@@ -144,7 +163,7 @@ fn exec(args: &ExecArgs) -> Result<(), Failure> {
     let Some((program, rest)) = args.command.split_first() else {
         return Err(Failure::usage(
             "no command is given",
-            "testnet exec carol -- bitmesh status",
+            "testnet exec bob -- bitmesh status",
         ));
     };
     let mut command = match &node.namespace {
@@ -202,17 +221,24 @@ fn quoted(word: &str) -> String {
 
 fn faucet(context: &Context, args: &FaucetArgs) -> Result<(), Failure> {
     let amount = Amount::from_sat(args.amount.0);
-    let txid = context.block_on(async {
+    let (txid, balance) = context.block_on(async {
         let state = State::of_running(&args.network.name)?;
-        Ok(state.fund(&args.node, amount).await?)
+        let fund = state.fund(&args.node, amount);
+        let what = format!("waiting for {} to see the coins", args.node);
+        Ok(while_waiting(&context.out, &what, fund).await?)
     })?;
-    let paid =
-        json!({ "node": args.node, "amount_sat": amount.to_sat(), "txid": txid.to_string() });
+    let paid = json!({
+        "node": args.node,
+        "amount_sat": amount.to_sat(),
+        "txid": txid.to_string(),
+        "confirmed_sat": balance.confirmed_sat,
+    });
     Ok(context.out.reply(&paid, |_, _| {
         format!(
-            "{} got {} sat, confirmed, in {txid}\n",
+            "{} got {} sat and has {} sat, confirmed; {txid}\n",
             args.node,
-            amount.to_sat()
+            amount.to_sat(),
+            balance.confirmed_sat
         )
     })?)
 }
@@ -254,11 +280,7 @@ fn logs(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
 
 impl From<LocateError> for Failure {
     fn from(error: LocateError) -> Self {
-        Self::new(
-            ErrorCode::Failure,
-            error.to_string(),
-            "install bitcoind, or set BITCOIND_EXE to one (29 or later)",
-        )
+        Self::new(ErrorCode::Failure, error.tried(), LocateError::HINT)
     }
 }
 
@@ -282,6 +304,7 @@ impl From<NetworkError> for Failure {
                     ..source
                 });
             }
+            NetworkError::Failed(error) => return Self::Api(error),
             NetworkError::Running(_) => (
                 ErrorCode::Conflict,
                 "\"bitmesh testnet status\" shows it; --name makes another",

@@ -21,6 +21,9 @@ use crate::output::Style;
 /// Above this share of the traffic's cost fees deserve a second look.
 const FEES_WORTH_A_WORD_PPM: u64 = 100_000;
 
+/// The longest that a lease is said to last yet.
+const LEFT_MAX: u64 = 30 * 86_400;
+
 /// How many places the bar of a lease's quota takes.
 const BAR: u64 = 16;
 
@@ -33,6 +36,12 @@ pub(super) fn rule(rule: &PriceRule) -> &'static str {
 /// `3 of 8 leases   11.2 Mbit/s of 20 Mbit/s`.
 pub(super) fn limits_line(selling: &Selling) -> String {
     let limits = &selling.limits;
+    if selling.phase == SellPhase::Stopped {
+        return match selling.leases {
+            0 => "no leases".to_owned(),
+            some => format!("{}: closing, with a last receipt", count(some, "lease")),
+        };
+    }
     let leases = match limits.leases {
         Some(most) => format!("{} of {}", selling.leases, count(most, "lease")),
         None => count(selling.leases, "lease"),
@@ -148,6 +157,63 @@ pub fn offers(offers: &Offers, now: Timestamp, style: Style) -> String {
 
 /// What came of a purchase, or would.
 pub fn purchase(purchase: &Purchase, style: Style) -> String {
+    let mut text = offered(purchase, style);
+
+    let Some(lease) = &purchase.lease else {
+        text.push_str("Nothing was bought: this was a dry run.\n");
+        return text;
+    };
+    let _ = writeln!(
+        text,
+        "Lease {} is {} after {}: {} {}.",
+        style.bold(&short(&lease.id)),
+        lease_state(lease.state),
+        millis(purchase.took_ms),
+        size(lease.quota_bytes),
+        match (purchase.cost.traffic_msat, purchase.cost.most_msat) {
+            (0, _) => "for free".to_owned(),
+            (_, 0) => "paid by credit".to_owned(),
+            (_, most) => format!("for at most {}", msat(most)),
+        }
+    );
+    if let Some(proxy) = &lease.proxy {
+        let _ = writeln!(text, "Proxy  {}   (SOCKS5 and HTTP)", style.bold(proxy));
+        let _ = writeln!(
+            text,
+            "Try    curl --proxy socks5h://{proxy} https://example.org"
+        );
+    }
+    let _ = writeln!(text, "Watch  bitmesh usage --watch");
+    let _ = writeln!(text, "Close  bitmesh lease close {}", short(&lease.id));
+    text
+}
+
+/// What opening a channel costs, before somebody agrees to it. `days` is how long the channel lives.
+pub fn opening(purchase: &Purchase, days: u64, style: Style) -> String {
+    let cost = &purchase.cost;
+    let mut text = offered(purchase, style);
+    let _ = writeln!(
+        text,
+        "This opens a channel: {} leave the wallet now, {} of them to be paid at once.\n\
+         What is not paid stays locked until the seller closes the channel, or until it expires in\n\
+         about {days} days.",
+        sat(cost.capacity_sat.saturating_add(cost.funding_fee_sat)),
+        msat(purchase.quote.min_first_msat),
+    );
+    if cost.fee_share_ppm > FEES_WORTH_A_WORD_PPM {
+        let _ = writeln!(
+            text,
+            "{} the fees of opening and closing are {} the cost of the traffic; buy more at once, or\n\
+             again of the same seller, and they weigh less.",
+            style.warn("warning:"),
+            text::share(cost.fee_share_ppm)
+        );
+    }
+    text
+}
+
+/// The sellers that were asked, and the terms of the one that was chosen.
+fn offered(purchase: &Purchase, style: Style) -> String {
     let asked = purchase.considered.len();
     let mut text = format!(
         "{} fitted, asked {asked}\n",
@@ -177,32 +243,6 @@ pub fn purchase(purchase: &Purchase, style: Style) -> String {
         table.text(style),
         terms(&purchase.quote, &purchase.cost, style)
     );
-
-    let Some(lease) = &purchase.lease else {
-        text.push_str("Nothing was bought: this was a dry run.\n");
-        return text;
-    };
-    let _ = writeln!(
-        text,
-        "Lease {} is {} after {}: {} {}.",
-        style.bold(&short(&lease.id)),
-        lease_state(lease.state),
-        millis(purchase.took_ms),
-        size(lease.quota_bytes),
-        match purchase.cost.most_msat {
-            0 => "paid by credit".to_owned(),
-            most => format!("for at most {}", msat(most)),
-        }
-    );
-    if let Some(proxy) = &lease.proxy {
-        let _ = writeln!(text, "Proxy  {}   (SOCKS5 and HTTP)", style.bold(proxy));
-        let _ = writeln!(
-            text,
-            "Try    curl --proxy socks5h://{proxy} https://example.org"
-        );
-    }
-    let _ = writeln!(text, "Watch  bitmesh usage --watch");
-    let _ = writeln!(text, "Close  bitmesh lease close {}", short(&lease.id));
     text
 }
 
@@ -217,6 +257,18 @@ fn terms(quote: &Quote, cost: &Cost, style: Style) -> String {
             price(quote.price_msat_per_gb),
             msat(cost.traffic_msat)
         ),
+    );
+    lines.row(
+        "rate",
+        match quote.assured_bytes_per_s {
+            // Nothing was asked for: the wire has no zero.
+            0 | 1 => format!("up to {}", rate(quote.rate_bytes_per_s)),
+            assured => format!(
+                "up to {}; {} assured",
+                rate(quote.rate_bytes_per_s),
+                rate(assured)
+            ),
+        },
     );
     if quote.carried_msat > 0 {
         lines.row(
@@ -260,7 +312,7 @@ fn terms(quote: &Quote, cost: &Cost, style: Style) -> String {
         );
         let total = cost.funding_fee_sat.saturating_add(cost.close_fee_sat);
         let share = format!(
-            "{}, which is {} of the cost of the traffic",
+            "{}, which is {} the cost of the traffic",
             sat(total),
             text::share(cost.fee_share_ppm)
         );
@@ -487,7 +539,10 @@ fn share(used: u64, quota: u64, parts: u64) -> u64 {
 fn left(line: &UsageLine) -> String {
     let bytes = line.quota_bytes.saturating_sub(total(&line.reading));
     match bytes.checked_div(line.speed_bytes_per_s) {
-        Some(seconds) if line.state == LeaseState::Active => format!("≈ {}", span(seconds)),
+        // Further ahead the present speed says nothing.
+        Some(seconds) if line.state == LeaseState::Active && seconds <= LEFT_MAX => {
+            format!("≈ {}", span(seconds))
+        }
         Some(_) | None => "-".to_owned(),
     }
 }

@@ -48,14 +48,14 @@ pub(super) fn feerate(sat_per_kvb: u64) -> String {
     )
 }
 
-/// Parts per million as what they are of the whole: `4.2 %`, `250 %`, `12 times`.
+/// Parts per million as what they are of something that is named next: `4.2 % of`, `12 times`.
 pub(super) fn share(ppm: u64) -> String {
     match ppm {
         0..100_000 => {
             let tenths = (ppm + 500) / 1_000;
-            format!("{}.{} %", tenths / 10, tenths % 10)
+            format!("{}.{} % of", tenths / 10, tenths % 10)
         }
-        100_000..10_000_000 => format!("{} %", (ppm + 5_000) / 10_000),
+        100_000..10_000_000 => format!("{} % of", (ppm + 5_000) / 10_000),
         _ => format!("{} times", ppm.saturating_add(500_000) / 1_000_000),
     }
 }
@@ -224,11 +224,11 @@ mod tests {
     #[test]
     fn shares_are_rounded_to_what_matters() {
         let table = [
-            (0, "0.0 %"),
-            (41_549, "4.2 %"),
-            (99_949, "10.0 %"),
-            (100_000, "10 %"),
-            (2_500_000, "250 %"),
+            (0, "0.0 % of"),
+            (41_549, "4.2 % of"),
+            (99_949, "10.0 % of"),
+            (100_000, "10 % of"),
+            (2_500_000, "250 % of"),
             (12_400_000, "12 times"),
         ];
         for (ppm, text) in table {

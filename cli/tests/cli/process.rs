@@ -243,6 +243,93 @@ fn what_is_typed_is_what_is_asked() {
         panic!("nothing was bought")
     };
     assert_eq!((buy.bytes, buy.budget_msat), (None, Some(500_000)));
+    assert_eq!(buy.max_first_msat, None);
+
+    let output = run(&daemon, &["buy", "0.00001BTC", "--max-first", "800sat"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let Some(Asked::Buy(buy)) = asked.lock().unwrap().pop() else {
+        panic!("nothing was bought")
+    };
+    assert_eq!(buy.budget_msat, Some(1_000_000));
+    assert_eq!(buy.max_first_msat, Some(800_000));
+    assert!(asked.lock().unwrap().iter().all(|it| !is_dry_run(it)));
+}
+
+fn is_dry_run(command: &Asked) -> bool {
+    matches!(command, Asked::Buy(buy) if buy.dry_run)
+}
+
+/// Runs the program on a terminal of its own, on which `typed` is typed. Returns what the terminal
+/// shows, and the exit code.
+fn on_terminal(daemon: &Daemon, args: &[&str], typed: &str) -> (String, Option<i32>) {
+    let line = format!(
+        "{} --api {} {}",
+        env!("CARGO_BIN_EXE_bitmesh"),
+        daemon.socket.display(),
+        args.join(" ")
+    );
+    let mut terminal = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .env("HOME", daemon.dir())
+        .env("TERM", "dumb")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("this test needs script; on Debian: apt-get install bsdutils");
+    let mut keys = terminal.stdin.take().unwrap();
+    keys.write_all(typed.as_bytes()).unwrap();
+    let output = terminal.wait_with_output().unwrap();
+    drop(keys);
+    let shown = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    (shown, output.status.code())
+}
+
+#[test]
+fn on_a_terminal_a_new_channel_is_shown_and_asked_about_before_it_is_opened() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let daemon = Daemon::start(move |command| {
+        seen.lock().unwrap().push(command.clone());
+        canned::answer(command)
+    });
+    let bought = || -> Vec<_> {
+        let all = std::mem::take(&mut *asked.lock().unwrap());
+        let buys = all.into_iter().filter_map(|command| match command {
+            Asked::Buy(buy) => Some(buy),
+            _ => None,
+        });
+        buys.collect()
+    };
+
+    let (shown, code) = on_terminal(&daemon, &["buy", "2GB"], "n\n");
+    assert_eq!(code, Some(2), "{shown}");
+    assert!(shown.contains("Go on? [Y/n]"), "{shown}");
+    for part in [
+        "740 sat of them to be paid at once",
+        "about 30 days",
+        "warning:",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(bought().iter().all(|buy| buy.dry_run), "{shown}");
+
+    let (shown, code) = on_terminal(&daemon, &["buy", "2GB"], "\n");
+    assert_eq!(code, Some(0), "{shown}");
+    let buys = bought();
+    assert_eq!(buys.len(), 2);
+    assert!(buys[0].dry_run && !buys[1].dry_run);
+    assert_eq!(
+        buys[1].max_first_msat,
+        Some(740_000),
+        "no more than was shown"
+    );
+
+    for willing in ["--yes", "--no-input", "--json"] {
+        let (shown, code) = on_terminal(&daemon, &["buy", "2GB", willing], "");
+        assert_eq!(code, Some(0), "{shown}");
+        assert_eq!(bought().len(), 1, "{willing}");
+    }
 }
 
 #[test]
@@ -373,6 +460,7 @@ fn ctrl_c_ends_a_wait_with_130() {
         .arg(&daemon.socket)
         .args(["--json", "usage", "--watch"])
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     // Its first line says that it is waiting.
@@ -381,7 +469,12 @@ fn ctrl_c_ends_a_wait_with_130() {
     stdout.read_line(&mut line).unwrap();
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let last = stdout.lines().map_while(Result::ok).last().unwrap();
+    let last: Value = serde_json::from_str(&last).unwrap();
+    assert_eq!(last["error"]["code"], "interrupted");
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    assert_eq!(stderr(&ended), "interrupted\n");
 }
 
 #[test]
@@ -448,8 +541,11 @@ fn init_makes_a_node_once_and_keeps_its_words_to_itself() {
     };
     let made = init(&["--network", "regtest", "--set", "sell.price=90 sat/GB"]);
     assert!(made.status.success(), "{}", stderr(&made));
+    let said = stderr(&made).to_owned();
     let made = json(&made);
     assert!(made["node"].as_str().unwrap().starts_with("12D3KooW"));
+    let journal = datadir.join("journal");
+    assert!(said.contains(journal.to_str().unwrap()), "{said}");
     let words_file = made["words_file"].as_str().unwrap();
     let words = fs::read_to_string(words_file).unwrap();
     let mode = fs::metadata(words_file).unwrap().permissions().mode();
@@ -541,15 +637,40 @@ fn settings_are_changed_in_the_file_while_no_daemon_runs() {
     assert_eq!(bad.status.code(), Some(2));
     assert!(stderr(&bad).contains("nonsense"), "{}", stderr(&bad));
     // The network alone is still read, so that a running daemon can be found and stopped.
-    assert_eq!(
-        bitmesh(home.path())
-            .arg("down")
-            .output()
-            .unwrap()
-            .status
-            .code(),
-        Some(3)
+    let down = || bitmesh(home.path()).arg("down").output().unwrap();
+    assert_eq!(down().status.code(), Some(3));
+
+    fs::write(&file, "network = \"signet\"\n[sell\nprice = 1\n").unwrap();
+    let down = down();
+    assert_eq!(down.status.code(), Some(3), "{}", stderr(&down));
+    assert!(
+        stderr(&down).contains("bitmesh-signet.sock"),
+        "{}",
+        stderr(&down)
     );
+    let bad = config(&["check"]);
+    assert_eq!(bad.status.code(), Some(2));
+    for part in [file.to_str().unwrap(), "line 2", "hint: mend the file"] {
+        assert!(stderr(&bad).contains(part), "{part}: {}", stderr(&bad));
+    }
+    let set = config(&["set", "sell.price", "1 sat/GB"]);
+    assert_eq!(set.status.code(), Some(2));
+    assert!(
+        stderr(&set).contains(file.to_str().unwrap()),
+        "{}",
+        stderr(&set)
+    );
+}
+
+#[test]
+fn help_of_a_command_is_what_its_flag_prints() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| bitmesh(home.path()).args(args).output().unwrap();
+    let help = run(&["help", "wallet", "send"]);
+    assert!(help.status.success(), "{}", stderr(&help));
+    assert_eq!(stdout(&help), stdout(&run(&["wallet", "send", "--help"])));
+    assert!(stdout(&run(&["help"])).contains("Sell:"));
+    assert_eq!(run(&["help", "moon"]).status.code(), Some(5));
 }
 
 #[test]
@@ -720,8 +841,129 @@ fn a_daemon_that_cannot_start_says_why() {
         stderr(&up)
     );
     assert!(
-        stderr(&up).contains("hint: the end of its log is above"),
+        stderr(&up).contains("hint: check the data directory"),
         "{}",
         stderr(&up)
     );
+    assert!(stderr(&up).contains("regtest.log)"), "{}", stderr(&up));
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_what_to_do() {
+    let node = Node::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let listen = format!("/ip4/127.0.0.1/tcp/{port}");
+    let set = node.run(&["config", "set", "mesh.listen", &listen]);
+    assert!(set.status.success(), "{}", stderr(&set));
+
+    let up = node.run(&["up"]);
+
+    assert_eq!(up.status.code(), Some(1));
+    for part in [&listen[..], "set mesh.listen", "regtest.log"] {
+        assert!(stderr(&up).contains(part), "{part}: {}", stderr(&up));
+    }
+}
+
+#[test]
+fn a_damaged_journal_is_named_with_what_to_do() {
+    let node = Node::new();
+    let journal = stdout(&node.run(&["config", "path", "journal"])).to_owned();
+    fs::write(journal.trim_end(), "no journal\n").unwrap();
+    let up = node.run(&["up"]);
+    assert_eq!(up.status.code(), Some(1));
+    for part in [journal.trim_end(), "copy the whole data directory"] {
+        assert!(stderr(&up).contains(part), "{part}: {}", stderr(&up));
+    }
+}
+
+#[test]
+fn a_network_of_no_nodes_or_too_many_is_a_slip_of_the_command_line() {
+    let home = tempfile::tempdir().unwrap();
+    for nodes in ["0", "101"] {
+        let up = bitmesh(home.path())
+            .args(["testnet", "up", "--nodes", nodes])
+            .output()
+            .unwrap();
+        assert_eq!(up.status.code(), Some(2), "{}", stderr(&up));
+        assert!(stderr(&up).contains("1..=100"), "{}", stderr(&up));
+    }
+}
+
+/// The program, with a temporary folder of its own and this as its bitcoind.
+fn testnet(home: &Path, bitcoind: &Path, args: &[&str]) -> Command {
+    let mut command = bitmesh(home);
+    command
+        .env("TMPDIR", home)
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("BITCOIND_EXE", bitcoind)
+        .arg("testnet")
+        .args(args);
+    command
+}
+
+#[test]
+fn a_network_that_does_not_come_up_says_why_once() {
+    let home = tempfile::tempdir().unwrap();
+    let up = testnet(home.path(), Path::new("/bin/true"), &["up", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(up.status.code(), Some(1));
+    let error = &json(&up)["error"];
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("/bin/true is not a bitcoind"), "{message}");
+    let hint = error["hint"].as_str().unwrap();
+    assert!(hint.contains("BITCOIND_EXE="), "{hint}");
+    assert_eq!(
+        stderr(&up).matches("no usable bitcoind").count(),
+        1,
+        "{}",
+        stderr(&up)
+    );
+}
+
+#[test]
+fn a_network_that_is_interrupted_while_it_comes_up_leaves_nothing_behind() {
+    let home = tempfile::tempdir().unwrap();
+    // Says that it is one, and never answers.
+    let (bitcoind, pid_file) = (home.path().join("bitcoind"), home.path().join("pid"));
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = -version ] && exec echo 'Bitcoin Core daemon version v29.0.0'\n\
+         echo $$ >{0}.draft\nmv {0}.draft {0}\nexec sleep 600\n",
+        pid_file.display()
+    );
+    fs::write(&bitcoind, script).unwrap();
+    fs::set_permissions(&bitcoind, fs::Permissions::from_mode(0o755)).unwrap();
+    let child = testnet(home.path(), &bitcoind, &["up"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let soon = std::time::Duration::from_secs(30);
+    let pid = bitmesh_testnet::wait::until(soon, "bitcoind", || {
+        fs::read_to_string(&pid_file).ok()?.trim().parse().ok()
+    });
+
+    let up = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(up, rustix::process::Signal::INT).unwrap();
+
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{}", stderr(&ended));
+    let folders = home.path().read_dir().unwrap().map_while(Result::ok);
+    let left: Vec<_> = folders
+        .filter(|it| {
+            it.file_name()
+                .to_string_lossy()
+                .starts_with("bitmesh-testnet")
+        })
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    let gone = || {
+        // A zombie runs no more.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_ref().unwrap()));
+        stat.map_or(true, |stat: String| stat.contains(") Z"))
+            .then_some(())
+    };
+    let _: u32 = *pid.as_ref().unwrap();
+    bitmesh_testnet::wait::until(soon, "the pretended bitcoind to be gone", gone).unwrap();
 }

@@ -41,11 +41,27 @@ screens! {
     selling: render::selling(&canned::selling(), at(0), PLAIN());
     selling_is_paused:
         render::selling(&Selling { phase: SellPhase::Paused, ..canned::selling() }, at(0), PLAIN());
+    selling_was_stopped_and_leases_are_closing: render::selling(
+        &Selling { phase: SellPhase::Stopped, offer_expires_at: None, ..canned::selling() },
+        at(0),
+        PLAIN(),
+    );
     selling_is_off: render::selling(&canned::stopped_selling(), at(0), PLAIN());
     offers: render::offers(&canned::offers(), at(0), PLAIN());
     no_offers: render::offers(&Offers::default(), at(0), PLAIN());
     no_offer_that_fits: render::offers(&Offers { total: 3, ..Offers::default() }, at(0), PLAIN());
     a_dry_run: render::purchase(&canned::dry_purchase(), PLAIN());
+    an_opening: render::opening(&canned::dry_purchase(), 30, PLAIN());
+    a_purchase_for_free: {
+        let mut free = canned::purchase();
+        (free.cost.traffic_msat, free.cost.most_msat) = (0, 0);
+        render::purchase(&free, PLAIN())
+    };
+    a_purchase_with_an_assured_rate: {
+        let mut dry = canned::dry_purchase();
+        dry.quote.assured_bytes_per_s = 1_000_000;
+        render::purchase(&dry, PLAIN())
+    };
     a_purchase: render::purchase(&canned::purchase(), PLAIN());
     leases: render::leases(
         &Leases { leases: vec![canned::paused_lease(), canned::sold_lease()] },
@@ -57,6 +73,11 @@ screens! {
     a_paused_lease: render::lease(&canned::paused_lease(), at(0), PLAIN());
     a_sold_lease: render::lease(&canned::sold_lease(), at(0), PLAIN());
     usage: render::usage(&canned::usage(), PLAIN());
+    usage_that_would_last_for_years: {
+        let mut usage = canned::usage();
+        usage.leases[0].speed_bytes_per_s = 4;
+        render::usage(&usage, PLAIN())
+    };
     no_usage: render::usage(&Usage::default(), PLAIN());
     balance: render::balance(&canned::balance(), PLAIN());
     address: render::address(

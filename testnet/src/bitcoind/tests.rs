@@ -53,6 +53,11 @@ fn a_named_program_that_does_not_work_is_an_error_and_nothing_else_is_tried() {
 }
 
 #[test]
+fn the_version_that_is_asked_for_is_the_one_that_is_needed() {
+    assert!(LocateError::HINT.contains(&format!("Core {OLDEST_MAJOR} or later")));
+}
+
+#[test]
 fn a_program_on_the_path_that_is_too_old_is_passed_over() {
     let (cache, old, new) = (
         TempDir::new().unwrap(),

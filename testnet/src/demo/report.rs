@@ -153,6 +153,18 @@ impl fmt::Display for Report {
             });
         row(f, "fees to miners", "", &sat(self.fees_sat))?;
         row(f, "sum", &sat(before), &sat(after + self.fees_sat))?;
+        for channel in &self.books.channels {
+            if channel.credit_msat > 0 {
+                writeln!(
+                    f,
+                    "{} of the {} that {} paid were not used: they stay as credit with {} for a next lease.",
+                    msat(channel.credit_msat),
+                    sat(channel.paid_sat),
+                    channel.payer,
+                    channel.payee
+                )?;
+            }
+        }
         if self.books_balance {
             write!(f, "The books balance to the satoshi.")
         } else {
@@ -196,12 +208,40 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::books::ChannelBook;
 
     #[test]
     fn numbers_are_grouped_by_three() {
         let texts = [0, 999, 1_000, 1_234_567].map(grouped);
         assert_eq!(texts, ["0", "999", "1 000", "1 234 567"]);
         assert_eq!(msat(1_234_005), "1 234.005 sat");
+    }
+
+    #[test]
+    fn credit_that_is_left_is_explained() {
+        let channel = ChannelBook {
+            channel: "channel".to_owned(),
+            payer: "dave".to_owned(),
+            payee: "alice".to_owned(),
+            capacity_sat: 20_000,
+            paid_sat: 2_489,
+            taken_sat: 2_489,
+            credit_msat: 371_250,
+            received_sat: 2_284,
+            told_fees_sat: [154, 205],
+            funded_sat: 20_000,
+            closed_sat: vec![17_511, 2_284],
+            funding_fee_sat: 154,
+            closing_fee_sat: 205,
+        };
+        let books = Books {
+            channels: vec![channel],
+            ..Books::default()
+        };
+        let report = Report::new(books, Vec::new(), 0, Duration::ZERO, Duration::ZERO);
+
+        let said = "371.250 sat of the 2 489 sat that dave paid were not used: they stay as credit with alice";
+        assert!(report.to_string().contains(said), "{report}");
     }
 
     #[test]

@@ -6,9 +6,12 @@ use std::{
     io::{self, Seek},
     os::unix::{fs::FileExt, process::CommandExt},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
+
+use bitmesh_node::control::error::ErrorBody;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{NetworkError, state::State};
 use crate::{process::ProcessError, wait};
@@ -16,14 +19,19 @@ use crate::{process::ProcessError, wait};
 /// How long a network may take to come up: a bitcoind may have to be built first.
 const UP: Duration = Duration::from_secs(3600);
 
+/// How long a network that is no longer wanted may take to end.
+const GONE: Duration = Duration::from_secs(20);
+
 /// Starts `bitmesh` with `args`, which must bring up the network `name` and hold it, as a process of
 /// its own, and returns once that network is up.
 ///
-/// What the process writes is passed to `progress`, a line at a time.
+/// What the process writes is passed to `progress`, a line at a time. If this is dropped before the
+/// network is up, it is ended, and nothing of it is left.
 ///
 /// # Errors
 ///
-/// Returns the last line that the process wrote if it ends before the network is up.
+/// Returns [`NetworkError::Failed`] with the error object that the process wrote if it fails before the
+/// network is up, and the last line that it wrote if there is no such object.
 pub async fn up_detached<A: AsRef<OsStr>>(
     bitmesh: &Path,
     name: &str,
@@ -42,7 +50,7 @@ pub async fn up_detached<A: AsRef<OsStr>>(
     };
     // A file without a name: it goes with the last process that has it open.
     let output = tempfile::tempfile().map_err(failed)?;
-    let mut child = Command::new(bitmesh)
+    let child = Command::new(bitmesh)
         .args(args)
         .stdin(Stdio::null())
         .stdout(output.try_clone().map_err(failed)?)
@@ -50,6 +58,11 @@ pub async fn up_detached<A: AsRef<OsStr>>(
         .process_group(0)
         .spawn()
         .map_err(failed)?;
+    let mut starting = Starting {
+        child,
+        name,
+        is_up: false,
+    };
     let mut lines = Lines {
         file: output,
         read: 0,
@@ -57,26 +70,63 @@ pub async fn up_detached<A: AsRef<OsStr>>(
     };
     let deadline = wait::Deadline::after(UP);
     let mut last = String::new();
+    let mut why = None;
     loop {
-        let ended = child.try_wait().map_err(failed)?;
+        let ended = starting.child.try_wait().map_err(failed)?;
         for line in lines.new_ones().map_err(failed)? {
-            progress(&line);
-            last = line;
+            // What follows the object says the same in words, and whoever is told it says it again.
+            why = why.or_else(|| serde_json::from_str::<ErrorBody>(&line).ok());
+            if why.is_none() {
+                progress(&line);
+                last = line;
+            }
         }
         if ended.is_some() {
-            return Err(NetworkError::Ended(last));
+            return Err(match why {
+                Some(ErrorBody { error }) => NetworkError::Failed(error),
+                None => NetworkError::Ended(last),
+            });
         }
         match State::of_running(name) {
-            Ok(state) => return Ok(state),
+            Ok(state) => {
+                starting.is_up = true;
+                return Ok(state);
+            }
             Err(NetworkError::NotRunning(_)) => {}
             Err(error) => return Err(error),
         }
         if deadline.is_over() {
-            // Whoever waits this long has given up on it.
-            let _ = child.kill();
             return Err(NetworkError::Ended(last));
         }
         deadline.pause().await;
+    }
+}
+
+/// A network that is coming up. Dropped before it is, it is ended.
+struct Starting<'a> {
+    child: Child,
+    name: &'a str,
+    is_up: bool,
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        if self.is_up || matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        // To its group: it may be waiting for the build of a bitcoind.
+        let group = Pid::from_child(&self.child);
+        let gone = |child: &mut Child| {
+            let ended = || child.try_wait().ok().flatten();
+            wait::until(GONE, "it to end", ended).is_ok()
+        };
+        let _ = kill_process_group(group, Signal::TERM);
+        if !gone(&mut self.child) {
+            let _ = kill_process_group(group, Signal::KILL);
+            gone(&mut self.child);
+        }
+        // Its keeper cleans up by itself.
+        State::wait_for_clean_up(self.name);
     }
 }
 

@@ -11,12 +11,19 @@ use std::{
 };
 
 use bitcoin::{Address, Amount, Network as BitcoinNetwork, Txid, address::NetworkUnchecked};
-use bitmesh_node::control::{api::ReceiveCoins, client::Client};
+use bitmesh_node::control::{
+    api::{Balance, GetBalance, GetStatus, ListTransactions, ReceiveCoins, SellPhase},
+    client::Client,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::NetworkError;
-use crate::{chain::Chain, process, wait};
+use crate::{
+    chain::Chain,
+    process::{self, Afterwards},
+    wait,
+};
 
 /// The name of a network that was given none.
 pub const DEFAULT_NAME: &str = "default";
@@ -26,6 +33,15 @@ const LONGEST_NAME: usize = 20;
 
 /// How long a network may take to end all its processes in order.
 const DOWN: Duration = Duration::from_secs(60);
+
+/// How long the clean-up after a network may take, daemons of others included.
+const CLEANED: Duration = Duration::from_secs(15);
+
+/// How long a node may take to see coins that a block holds.
+const SEEN: Duration = Duration::from_secs(60);
+
+/// How long a node may take to say how it is.
+const LOOK: Duration = Duration::from_secs(5);
 
 const STATE_FILE: &str = "network.json";
 const LOCK_FILE: &str = "lock";
@@ -88,9 +104,31 @@ pub struct NodeState {
     /// Its network namespace, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// Whether its daemon answers; absent where it was not asked. Where it does, `price_msat_per_gb`
+    /// is what it offers at now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<bool>,
+    /// What its wallet holds now, confirmed, if it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance_sat: Option<u64>,
 }
 
 impl NodeState {
+    /// Asks the node itself for what changes.
+    async fn look(&mut self) {
+        let client = Client::new(&self.socket);
+        let answer = tokio::time::timeout(LOOK, client.call(&GetStatus {})).await;
+        let Ok(Ok(status)) = answer else {
+            self.answers = Some(false);
+            return;
+        };
+        self.answers = Some(true);
+        self.pid = status.pid;
+        self.balance_sat = Some(status.wallet.confirmed_sat);
+        let offers = status.selling.phase == SellPhase::Offering;
+        self.price_msat_per_gb = offers.then_some(status.selling.price_msat_per_gb);
+    }
+
     /// Variables that make `bitmesh` speak to this node, and others to try it with.
     pub fn environment(&self, web: SocketAddr) -> Vec<(&'static str, String)> {
         vec![
@@ -153,19 +191,46 @@ impl State {
         Chain::at(self.chain.rpc, &self.chain.cookie)
     }
 
-    /// Pays `amount` to a node and mines a block, so that it is confirmed.
+    /// The same with what each node says of itself now.
+    pub async fn looked_at(mut self) -> Self {
+        futures::future::join_all(self.nodes.iter_mut().map(NodeState::look)).await;
+        self
+    }
+
+    /// Pays `amount` to a node, mines a block, and waits until the node counts it as confirmed.
+    /// Returns the transaction, and what the node has then.
     ///
     /// # Errors
     ///
-    /// Returns an error if the node or bitcoind does not answer.
-    pub async fn fund(&self, node: &str, amount: Amount) -> Result<Txid, NetworkError> {
+    /// Returns an error if the node or bitcoind does not answer, or if the node does not see the
+    /// coins, which it was paid nevertheless.
+    pub async fn fund(&self, node: &str, amount: Amount) -> Result<(Txid, Balance), NetworkError> {
         let node = self.node(node)?;
         let client = Client::new(&node.socket);
         let address = address_of(&node.name, &client).await?;
         let chain = self.chain();
         let paid = chain.pay(&address, amount)?;
         chain.mine(1)?;
-        Ok(paid)
+        let txid = paid.to_string();
+        let what = format!("{} to see {txid}", node.name);
+        let seen = wait::until_async(SEEN, what, || async {
+            let history = ListTransactions { limit: None };
+            let transactions = client.call(&history).await.ok()?.transactions;
+            let ours = transactions.iter().find(|it| it.txid == txid)?;
+            if ours.confirmations == 0 {
+                return None;
+            }
+            client.call(&GetBalance {}).await.ok()
+        });
+        Ok((paid, seen.await?))
+    }
+
+    /// Waits a while until nothing is left of a network that has ended.
+    pub(super) fn wait_for_clean_up(name: &str) {
+        let Ok(folder) = folder_of(name) else { return };
+        // If somebody holds it, it is the folder of another network by now.
+        let over = || (!folder.exists() || is_held(&folder)).then_some(());
+        let _ = wait::until(CLEANED, "its folder to go", over);
     }
 
     /// Ends the network and waits until nothing of it is left.
@@ -195,22 +260,14 @@ impl State {
             return Err(NetworkError::NotRunning(name.to_owned()));
         }
         // The keeper of the folder deletes it; after a power cut there is none.
-        let late = wait::until(Duration::from_secs(5), "its folder to go", || {
-            (!folder.exists()).then_some(())
-        });
-        if late.is_err() {
-            fs::remove_dir_all(&folder)
-                .or_else(|error| {
-                    if error.kind() == io::ErrorKind::NotFound {
-                        Ok(())
-                    } else {
-                        Err(error)
-                    }
-                })
-                .map_err(|source| NetworkError::Folder {
-                    path: folder,
-                    source,
-                })?;
+        let gone = |within| {
+            wait::until(within, "its folder to go", || {
+                (!folder.exists()).then_some(())
+            })
+        };
+        if gone(CLEANED).is_err() {
+            clean(&folder)?;
+            gone(CLEANED)?;
         }
         Ok(())
     }
@@ -253,49 +310,80 @@ impl fmt::Display for State {
             .max(4);
         writeln!(
             f,
-            " #  {:widest$}  role       price         funds          proxy",
+            " #  {:widest$}  role       price         balance        proxy",
             "name"
         )?;
         for (index, node) in self.nodes.iter().enumerate() {
             let price = node
                 .price_msat_per_gb
                 .map(|msat| format!("{} sat/GB", thousandths(msat)));
-            let funds = node.funds_sat.map(|sat| format!("{sat} sat"));
+            let balance = node.balance_sat.or(node.funds_sat);
+            let balance = balance.map(|sat| format!("{sat} sat"));
+            let (price, balance) = match node.answers {
+                Some(false) => ("does not", "answer"),
+                Some(true) | None => (
+                    price.as_deref().unwrap_or("-"),
+                    balance.as_deref().unwrap_or("-"),
+                ),
+            };
             writeln!(
                 f,
-                "{index:>2}  {:widest$}  {:9}  {:12}  {:13}  {}",
-                node.name,
-                node.role,
-                price.as_deref().unwrap_or("-"),
-                funds.as_deref().unwrap_or("-"),
-                node.proxy
+                "{index:>2}  {:widest$}  {:9}  {price:12}  {balance:13}  {}",
+                node.name, node.role, node.proxy
             )?;
         }
-        let buyer = self
-            .nodes
-            .iter()
-            .find(|node| node.role == "buyer")
-            .or(self.nodes.first());
-        let Some(buyer) = buyer else { return Ok(()) };
         let named = match self.name.as_str() {
             DEFAULT_NAME => String::new(),
             name => format!(" --name {name}"),
         };
-        writeln!(
-            f,
-            "Try:     bitmesh testnet exec{named} {} -- bitmesh buy 50MB",
-            buyer.name
-        )?;
-        writeln!(
-            f,
-            "         eval \"$(bitmesh testnet env{named} {})\" && bitmesh status",
-            buyer.name
-        )?;
-        writeln!(
-            f,
-            "         curl -x \"$TESTNET_PROXY\" -o /dev/null \"$TESTNET_WEB/bytes/1000000\""
-        )?;
+        let with_role = |role: &str| self.nodes.iter().find(|node| node.role == role);
+        match (with_role("seller"), with_role("buyer")) {
+            (Some(_), Some(buyer)) => self.write_trade(f, &named, buyer)?,
+            (seller, buyer) => {
+                // One alone has nobody to trade with.
+                if let Some(node) = seller.or(buyer).or(self.nodes.first()) {
+                    let name = &node.name;
+                    writeln!(
+                        f,
+                        "Try:     bitmesh testnet exec{named} {name} -- bitmesh status"
+                    )?;
+                }
+            }
+        }
         write!(f, "Stop:    bitmesh testnet down{named}")
+    }
+}
+
+impl State {
+    /// How to buy as `buyer`. Its proxy is a loopback address: of its own host if it has one, and then
+    /// only programs that run there reach it.
+    fn write_trade(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        named: &str,
+        buyer: &NodeState,
+    ) -> fmt::Result {
+        let name = &buyer.name;
+        let fetch = r#"curl -x "$TESTNET_PROXY" -o /dev/null "$TESTNET_WEB/bytes/1000000""#;
+        writeln!(
+            f,
+            "Try:     bitmesh testnet exec{named} {name} -- bitmesh buy 50MB"
+        )?;
+        if buyer.namespace.is_some() {
+            writeln!(
+                f,
+                "         bitmesh testnet exec{named} {name} -- sh -c '{fetch}'"
+            )?;
+            return writeln!(
+                f,
+                "         bitmesh testnet exec{named} {name} -- bitmesh usage"
+            );
+        }
+        writeln!(
+            f,
+            "         eval \"$(bitmesh testnet env{named} {name})\" && bitmesh status"
+        )?;
+        writeln!(f, "         {fetch}")
     }
 }
 
@@ -328,9 +416,8 @@ pub(crate) fn hold(name: &str) -> Result<Held, NetworkError> {
         if holder(&folder).is_some() || is_held(&folder) {
             return Err(NetworkError::Running(name.to_owned()));
         }
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+        if folder.exists() {
+            clean(&folder)?;
         }
         match DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => {}
@@ -349,9 +436,42 @@ pub(crate) fn hold(name: &str) -> Result<Held, NetworkError> {
     }
 }
 
-/// Deletes a network's folder once nobody writes there, and the base if it was the last.
-pub(crate) const REMOVE_FOLDER: &str = "for try in 1 2 3 4 5 6 7 8 9 10; do \
-    rm -rf \"$1\" && break; sleep 0.2; done; rmdir \"${1%/*}\"";
+/// Ends every daemon that still runs on a folder within the network's, deletes the network's folder, and
+/// the base if it was the last.
+///
+/// The network's own daemons are gone by then; these are ones that somebody started by hand. Whoever
+/// has the very lock file of such a folder open is its daemon, whatever its pid says and whoever had
+/// that pid before. Asked first, killed after some seconds.
+pub(crate) const CLEAN_UP: &str = r#"
+has() { for fd in /proc/"$1"/fd/*; do [ "$fd" -ef "$2" ] && return 0; done; return 1; }
+strays() {
+    found=1
+    for lock in "$2"/*/lock; do
+        pid=; read -r pid <"$lock" || continue
+        case $pid in ''|*[!0-9]*) continue ;; esac
+        has "$pid" "$lock" && { found=0; [ "$1" = 0 ] || kill -"$1" "$pid"; }
+    done
+    return $found
+}
+if strays TERM "$1"; then
+    for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+        strays 0 "$1" || break
+        sleep 0.3
+    done
+    strays KILL "$1"
+fi
+for try in 1 2 3 4 5 6 7 8 9 10; do
+    rm -rf "$1" && break
+    sleep 0.2
+done
+rmdir "${1%/*}""#;
+
+/// Does that now.
+fn clean(folder: &Path) -> Result<(), NetworkError> {
+    // Its end is waited for when it is dropped.
+    drop(Afterwards::run(CLEAN_UP, [folder])?);
+    Ok(())
+}
 
 /// The folder of the network `name`, whether it is there or not.
 fn folder_of(name: &str) -> Result<PathBuf, NetworkError> {
@@ -409,7 +529,6 @@ fn holder(folder: &Path) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::Afterwards;
 
     #[test]
     fn a_name_that_would_leave_the_folder_is_refused() {
@@ -426,7 +545,7 @@ mod tests {
     fn a_folder_is_held_once_and_free_again_afterwards() {
         let name = format!("test-{}", std::process::id());
         let held = hold(&name).unwrap();
-        let keeper = Afterwards::run(REMOVE_FOLDER, [&held.folder]).unwrap();
+        let keeper = Afterwards::run(CLEAN_UP, [&held.folder]).unwrap();
 
         assert!(matches!(hold(&name), Err(NetworkError::Running(_))));
         assert!(matches!(
@@ -444,6 +563,124 @@ mod tests {
         .unwrap();
         drop(keeper);
         assert!(!folder.exists());
+    }
+
+    fn node(name: &str, role: &str, namespace: Option<&str>) -> NodeState {
+        NodeState {
+            name: name.to_owned(),
+            role: role.to_owned(),
+            node: "12D3KooWExample".to_owned(),
+            price_msat_per_gb: (role == "seller").then_some(80_000),
+            funds_sat: (role == "buyer").then_some(1_000_000),
+            pid: 1,
+            datadir: "/t".into(),
+            socket: "/t/bitmesh.sock".into(),
+            log: "/t/log".into(),
+            proxy: ([127, 0, 0, 1], 1080).into(),
+            namespace: namespace.map(str::to_owned),
+            answers: None,
+            balance_sat: None,
+        }
+    }
+
+    fn state(nodes: Vec<NodeState>) -> State {
+        State {
+            name: DEFAULT_NAME.to_owned(),
+            pid: 1,
+            folder: "/t".into(),
+            chain: ChainState {
+                bitcoind: "Bitcoin Core".to_owned(),
+                pid: 2,
+                rpc: ([127, 0, 0, 1], 18443).into(),
+                cookie: "/t/.cookie".into(),
+            },
+            web: ([127, 0, 0, 1], 80).into(),
+            nodes,
+        }
+    }
+
+    #[test]
+    fn only_what_works_from_here_is_suggested() {
+        let here = state(vec![
+            node("alice", "seller", None),
+            node("bob", "buyer", None),
+        ]);
+        let text = here.to_string();
+        assert!(text.contains("exec bob -- bitmesh buy"), "{text}");
+        assert!(
+            text.contains("\n         curl -x \"$TESTNET_PROXY\""),
+            "{text}"
+        );
+
+        // The proxy of a host of its own is reached from there alone.
+        let apart = state(vec![
+            node("alice", "seller", Some("n0")),
+            node("bob", "buyer", Some("n1")),
+        ]);
+        let text = apart.to_string();
+        let fetch = "exec bob -- sh -c 'curl -x \"$TESTNET_PROXY\"";
+        assert!(text.contains(fetch) && !text.contains("eval"), "{text}");
+
+        let text = state(vec![node("alice", "seller", None)]).to_string();
+        assert!(
+            !text.contains("buy") && text.contains("exec alice -- bitmesh status"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_is_shown_as_such() {
+        let mut silent = node("bob", "buyer", None);
+        silent.answers = Some(false);
+        let mut rich = node("alice", "seller", None);
+        (rich.answers, rich.balance_sat, rich.price_msat_per_gb) = (Some(true), Some(7), None);
+        let text = state(vec![rich, silent]).to_string();
+        let rows: Vec<&str> = text.lines().skip(3).take(2).collect();
+        assert_eq!(
+            rows[0],
+            " 0  alice  seller     -             7 sat          127.0.0.1:1080"
+        );
+        assert_eq!(
+            rows[1],
+            " 1  bob    buyer      does not      answer         127.0.0.1:1080"
+        );
+    }
+
+    #[test]
+    fn a_daemon_that_somebody_started_by_hand_ends_with_the_folder_it_is_in() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = base.path().join("network/default");
+        let node = folder.join("bob");
+        fs::create_dir_all(&node).unwrap();
+        let start = |lock: &Path| {
+            let file = File::create(lock).unwrap();
+            let child = std::process::Command::new("sleep")
+                .arg("600")
+                .stdin(file.try_clone().unwrap())
+                .spawn()
+                .unwrap();
+            writeln!(&file, "{}", child.id()).unwrap();
+            child
+        };
+        // One is the daemon of bob's folder. The other's pid stands there, which says nothing.
+        let mut stray = start(&node.join("lock"));
+        let other = base.path().join("other");
+        let mut other_child = start(&other);
+        fs::create_dir(folder.join("carol")).unwrap();
+        fs::copy(&other, folder.join("carol/lock")).unwrap();
+
+        // A child of ours that has ended is one that we wait for, or its files seem to be open still.
+        let waiting = std::thread::spawn(move || stray.wait().unwrap());
+        clean(&folder).unwrap();
+
+        assert!(!waiting.join().unwrap().success());
+        assert!(!folder.exists());
+        assert!(
+            other_child.try_wait().unwrap().is_none(),
+            "a stranger was ended"
+        );
+        other_child.kill().unwrap();
+        other_child.wait().unwrap();
     }
 
     #[test]
