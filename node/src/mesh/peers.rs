@@ -32,8 +32,8 @@ const IDENTIFY_RATE: u32 = 1;
 /// Longest name of its software that a neighbour is remembered by.
 const MAX_AGENT_CHARS: usize = 64;
 
-/// Pings in a row that may be missed.
-const MAX_MISSED: u32 = 1;
+/// Pings in a row that may be missed and are told of: libp2p keeps the first to itself.
+const MAX_MISSED: u32 = 0;
 
 #[derive(Debug)]
 pub(crate) struct Connection {
