@@ -226,6 +226,9 @@ async fn forged_foreign_and_oversized_offers_are_not_listed_and_end_the_ear_for_
     for bad in [forged, foreign, oversized, Nobody(6).signed(bent)] {
         hostile.say(bad).await;
     }
+    // Bob answers after it has judged them: what comes at once with bad ones may still be heard.
+    hostile.ask(&world).await;
+
     // A good one after four bad ones is not heard any more; the same from somebody else is.
     hostile.say(Nobody(7).signed(Nobody(7).offer(1))).await;
     hostile.ask(&world).await;
