@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 /// Longest frame, kind byte included. The longest message is a channel's funding, said again after a
 /// connection was lost.
@@ -49,7 +49,7 @@ pub(crate) enum LinkEvent {
 #[derive(Debug)]
 pub(crate) struct Link {
     outbox: mpsc::Sender<Frame>,
-    reader: JoinHandle<()>,
+    dropped: CancellationToken,
 }
 
 /// The other end has stopped reading, or the stream is gone.
@@ -69,16 +69,8 @@ impl Link {
     {
         let (mut read, mut write) = stream.split();
         let (outbox, mut waiting) = mpsc::channel::<Frame>(OUTBOX);
-        tokio::spawn(async move {
-            while let Some(frame) = waiting.recv().await {
-                if write.write_all(&encode(&frame)).await.is_err() || write.flush().await.is_err() {
-                    return;
-                }
-            }
-            // Best effort: the other end learns of the close from the stream's end either way.
-            let _ = write.close().await;
-        });
-        let reader = tokio::spawn(async move {
+        let dropped = CancellationToken::new();
+        let reading = dropped.clone().run_until_cancelled_owned(async move {
             let mut pace = Pace::new(Instant::now());
             loop {
                 sleep(pace.wait(Instant::now())).await;
@@ -92,7 +84,19 @@ impl Link {
                 }
             }
         });
-        Self { outbox, reader }
+        let writing = async move {
+            while let Some(frame) = waiting.recv().await {
+                if write.write_all(&encode(&frame)).await.is_err() || write.flush().await.is_err() {
+                    return;
+                }
+            }
+            // Best effort: the other end learns of the close from the stream's end either way.
+            let _ = write.close().await;
+        };
+        // One task for both: a stream of yamux that waits for room remembers one waker for its two
+        // directions, and would leave a second task asleep when the connection goes.
+        tokio::spawn(async move { tokio::join!(reading, writing) });
+        Self { outbox, dropped }
     }
 
     /// Queues one frame. Never waits.
@@ -108,8 +112,8 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // The writer ends by itself once it has written what was queued: a last receipt must go out.
-        self.reader.abort();
+        // Writing ends by itself once what was queued is written: a last receipt must go out.
+        self.dropped.cancel();
     }
 }
 

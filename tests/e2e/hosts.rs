@@ -5,7 +5,7 @@
 
 use std::{env, net::SocketAddr, process::Command};
 
-use bitmesh_node::control::api::{AddPeer, ListOffers, ListPeers, Peers};
+use bitmesh_node::control::api::{AddPeer, ListOffers, ListPeers, Peers, PriceRule, SetPrice};
 use bitmesh_tests::{Content, NodeSpec, PATIENCE, World};
 
 use crate::accounts::{MB, PRICE, balance, buy, buyer, open, seller};
@@ -105,17 +105,18 @@ async fn hosts_of_one_network_find_each_other_and_trade() {
     assert_eq!((books.leases.len(), books.channels.len()), (1, 1));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn hosts_that_know_one_common_node_find_each_other_through_it() {
-    if ran_inside("hosts::hosts_that_know_one_common_node_find_each_other_through_it") {
-        return;
-    }
-    // Without mDNS, as on the internet.
+/// A seller called `alice` and a bystander called `carol` that both know `bob` and nobody else, as on
+/// the internet; `dht` is bob's part in the hash table.
+///
+/// Returns once carol lists alice's offer, which comes by bob's gossip or from his order book: all
+/// three are connected by then, and everything but the hash table is the same whatever `dht` is.
+async fn with_bob_in_common(dht: &str) -> World {
     let alone = |name| NodeSpec::bystander(name).set("mesh.mdns.enabled", false);
     let alice = alone("alice")
         .set("sell.enabled", true)
         .set("sell.price", format!("{PRICE} msat/GB"));
-    let world = World::start_in_namespaces([alone("bob"), alice, alone("carol")]).await;
+    let bob = alone("bob").set("mesh.dht", dht);
+    let world = World::start_in_namespaces([bob, alice, alone("carol")]).await;
     for node in world.nodes() {
         assert_eq!(node.ask(ListPeers {}).await.unwrap().peers, []);
     }
@@ -126,13 +127,56 @@ async fn hosts_that_know_one_common_node_find_each_other_through_it() {
         world.node(node).ask(AddPeer { address }).await.unwrap();
     }
 
+    let carol = world.node("carol");
+    let offers = carol.until(PATIENCE, "an offer", ListOffers::default(), |offers| {
+        offers.offers.into_iter().next()
+    });
+    let offer = offers.await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(offer.seller, world.node("alice").id());
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_know_one_common_node_meet_through_its_hash_table() {
+    if ran_inside("hosts::hosts_that_know_one_common_node_meet_through_its_hash_table") {
+        return;
+    }
+    let world = with_bob_in_common("auto").await;
+
     let alice = world.node("alice").id();
     let met = |peers: Peers| peers.peers.iter().any(|it| it.node == alice).then_some(());
     let carol = world.node("carol");
     let met = carol.until(PATIENCE, "to meet alice", ListPeers {}, met);
     met.await.unwrap_or_else(|error| panic!("{error}"));
-    let offers = carol.until(PATIENCE, "an offer", ListOffers::default(), |offers| {
-        offers.offers.into_iter().next()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_whose_common_node_has_no_hash_table_hear_offers_through_it_and_do_not_meet() {
+    if ran_inside(
+        "hosts::hosts_whose_common_node_has_no_hash_table_hear_offers_through_it_and_do_not_meet",
+    ) {
+        return;
+    }
+    let world = with_bob_in_common("client").await;
+
+    // Another round of gossip has passed: a meeting would have come within it.
+    let price = PRICE + 1;
+    let price_rule = PriceRule::Fixed {
+        price_msat_per_gb: price,
+    };
+    let request = SetPrice { price: price_rule };
+    world.node("alice").ask(request).await.unwrap();
+    let carol = world.node("carol");
+    let changed = carol.until(PATIENCE, "a price", ListOffers::default(), |offers| {
+        let offer = offers.offers.first()?;
+        (offer.price_msat_per_gb == price).then_some(())
     });
-    assert_eq!(offers.await.unwrap().seller, alice);
+    changed.await.unwrap_or_else(|error| panic!("{error}"));
+
+    let bob = world.node("bob").id();
+    for node in ["alice", "carol"] {
+        let peers = world.node(node).ask(ListPeers {}).await.unwrap().peers;
+        let peers: Vec<_> = peers.iter().map(|peer| &*peer.node).collect();
+        assert_eq!(peers, [bob], "{node}");
+    }
 }

@@ -7,5 +7,7 @@ mod chain;
 mod crash;
 mod hosts;
 mod misuse;
+mod names;
 mod node;
+mod offers;
 mod trade;

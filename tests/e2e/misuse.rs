@@ -2,15 +2,20 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use bitmesh_node::control::api::Buy;
-use bitmesh_tests::{PATIENCE, Target, TransferError, World, connect};
+use bitcoin::{Amount, FeeRate};
+use bitmesh_node::control::api::{Buy, ChannelState, CloseChannel, Lease, LeaseState, Mode};
+use bitmesh_tests::{PATIENCE, Target, TransferError, World, connect, wait};
+use bitmesh_wallet::channel::tx::min_first_payment;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
 
-use crate::accounts::{MB, balance, buy, buyer, close, counted, file, pair, seller};
+use crate::accounts::{
+    FINAL, MB, PRICE, balance, buy, buyer, close, confirm, counted, file, pair, seller,
+    slow_seller, until_received,
+};
 
 /// What the proxy answers if the seller's rules forbid a destination (RFC 1928, section 6).
 const NOT_ALLOWED: u8 = 2;
@@ -100,6 +105,111 @@ async fn a_seller_does_not_connect_buyers_to_its_own_machine_or_network() {
     let asked = OPEN_BYTES * (targets.len() as u64 + 1);
     assert!(counted(&closed) < MB + asked + 5_000, "{closed:#?}");
     balance(&world, &opening, &[(&lease.id, MB)]).await;
+}
+
+/// What `bytes` cost at the price of these tests, in millisatoshi, rounded up.
+fn cost_of(bytes: u64) -> u64 {
+    (bytes * PRICE).div_ceil(1_000_000_000)
+}
+
+/// The least that a channel pays first, in millisatoshi, at the fee rate of a regtest chain.
+fn first_payment() -> u64 {
+    let first = min_first_payment(FeeRate::from_sat_per_vb_u32(1)).unwrap();
+    first.to_sat() * 1_000
+}
+
+/// Waits until a node has lost the other side of a lease, and returns the lease as it then is.
+async fn until_lost(world: &World, node: &str, lease: &Lease) -> Lease {
+    world
+        .until_lease(node, &lease.id, LeaseState::Detached)
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_that_stops_paying_in_the_middle_of_a_download_costs_its_seller_a_window_at_most() {
+    // Each transport finds out in its own way that the other side has gone silent.
+    let quic = "/ip4/127.0.0.1/udp/0/quic-v1";
+    let tcp = "/ip4/127.0.0.1/tcp/0";
+    for (mode, listen) in [(Mode::Postpaid, tcp), (Mode::Prepaid, quic)] {
+        let alice = seller("alice").set("mesh.listen", vec![listen]);
+        let (mut world, _) = pair(alice).await;
+        let request = Buy {
+            bytes: Some(200 * MB),
+            mode,
+            ..Buy::default()
+        };
+        let lease = world.node("bob").ask(request).await.unwrap().lease.unwrap();
+        confirm(&world, "bob", &lease).await;
+        let download = world.download("bob", file(150 * MB, 1));
+        until_received(&download, 60 * MB).await;
+
+        // It says nothing more and pays nothing more; its kernel still takes what comes.
+        world.node_mut("bob").freeze().unwrap();
+        let lost = until_lost(&world, "alice", &lease).await;
+        world.node_mut("bob").kill().unwrap();
+
+        let owed = lost.billed_msat.saturating_sub(lost.paid_msat);
+        let window = cost_of(lease.window_bytes);
+        assert!(counted(&lost) >= 60 * MB, "{lost:#?}");
+        assert!(
+            owed <= window,
+            "{mode:?}: {owed} of {window} msat: {lost:#?}"
+        );
+        let is_owed = owed > 0;
+        assert_eq!(is_owed, mode == Mode::Postpaid, "{owed} msat");
+        // What it did pay is the seller's on the chain, without the buyer.
+        let channel = world.channels("alice").await.remove(0);
+        assert!(channel.paid_sat * 1_000 + owed >= lost.billed_msat);
+        let closed = settle_alone(&world, &channel.id).await;
+        assert_eq!(closed, channel.paid_sat, "{mode:?}");
+    }
+}
+
+/// Has alice close a channel whose buyer is gone, and returns what was paid by it in satoshi.
+async fn settle_alone(world: &World, channel: &str) -> u64 {
+    let request = CloseChannel {
+        channel: channel.to_owned(),
+        feerate_sat_per_kvb: None,
+        dry_run: false,
+    };
+    world.node("alice").ask(request).await.unwrap();
+    let handed_over = wait::until_async(PATIENCE, "the closing in the mempool", || async {
+        (!world.chain().mempool().unwrap().is_empty()).then_some(())
+    });
+    handed_over.await.unwrap_or_else(|late| panic!("{late}"));
+    world.chain().mine(FINAL).unwrap();
+    let closed = world
+        .until_channel("alice", channel, ChannelState::Closed)
+        .await;
+    let balance = world.balance("alice").await;
+    assert_eq!(balance.confirmed_sat + closed.fees_sat, closed.paid_sat);
+    closed.paid_sat
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_that_is_paid_and_carries_nothing_costs_its_buyer_the_first_payment_or_a_window() {
+    let (mut world, _) = pair(slow_seller("alice")).await;
+    let lease = buy(&world, "bob", 100 * MB).await;
+
+    // It has the first payment, and from here on does nothing at all.
+    world.node_mut("alice").freeze().unwrap();
+    let download = world.download("bob", file(50 * MB, 1));
+    let lost = until_lost(&world, "bob", &lease).await;
+
+    let channel = world.channels("bob").await.remove(0);
+    let bound = first_payment().max(cost_of(lease.window_bytes));
+    assert!(lost.paid_msat > 0, "the seller was paid nothing: {lost:#?}");
+    assert!(
+        lost.paid_msat <= bound && channel.paid_sat * 1_000 <= bound,
+        "{} of {bound} msat: {lost:#?}",
+        channel.paid_sat * 1_000
+    );
+    assert_eq!(lost.reading.down_bytes, 0, "{lost:#?}");
+    assert_eq!(download.received(), 0);
+    let capacity = Amount::from_sat(channel.capacity_sat);
+    let rest = capacity - Amount::from_sat(channel.paid_sat);
+    // All else is the buyer's after the expiry: that is tested with the other ways out.
+    assert_eq!(channel.remaining_sat, rest.to_sat());
 }
 
 #[tokio::test(flavor = "multi_thread")]

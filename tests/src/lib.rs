@@ -6,6 +6,8 @@
 //! test fails, the end of every log is printed; when it ends, nothing is left.
 
 mod binary;
+#[cfg(test)]
+mod threats;
 mod world;
 
 pub use bitmesh_testnet::{

@@ -32,9 +32,6 @@ const IDENTIFY_RATE: u32 = 1;
 /// Longest name of its software that a neighbour is remembered by.
 const MAX_AGENT_CHARS: usize = 64;
 
-/// Pings in a row that may be missed.
-const MAX_MISSED: u32 = 1;
-
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) id: ConnectionId,
@@ -42,7 +39,6 @@ pub(crate) struct Connection {
     pub(crate) direction: Direction,
     pub(crate) relayed: bool,
     since: Instant,
-    missed: u32,
 }
 
 /// One connected node.
@@ -118,7 +114,6 @@ impl Peers {
             direction: connection.direction,
             relayed: connection.relayed,
             since: now,
-            missed: 0,
         });
         replaced
     }
@@ -167,23 +162,14 @@ impl Peer {
             .map(|connection| Address::new(connection.address.clone()))
     }
 
-    /// A ping was answered, or not. Returns whether the connection counts as dead.
+    /// A ping was answered, or not. Returns whether the connection counts as dead: of two pings missed
+    /// in a row, libp2p keeps the first to itself.
     pub(crate) fn pinged(&mut self, id: ConnectionId, round_trip: Option<Duration>) -> bool {
         if round_trip.is_some() {
             self.round_trip = round_trip;
         }
-        let Some(connection) = self
-            .connections
-            .iter_mut()
-            .find(|connection| connection.id == id)
-        else {
-            return false;
-        };
-        connection.missed = match round_trip {
-            Some(_) => 0,
-            None => connection.missed.saturating_add(1),
-        };
-        connection.missed > MAX_MISSED
+        let is_known = self.connections.iter().any(|it| it.id == id);
+        is_known && round_trip.is_none()
     }
 
     /// Remembers what software the node says it runs, as far as it can be shown.
@@ -267,16 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn two_missed_pings_in_a_row_are_a_dead_connection() {
+    fn a_missed_ping_that_is_told_of_is_a_dead_connection() {
         let mut peers = Peers::default();
         let id = ConnectionId::new_unchecked(1);
         peers.connected(node(), connection(1, Direction::Out), RACE, epoch());
         let peer = peers.get_mut(&node()).unwrap();
 
-        assert!(!peer.pinged(id, None));
         assert!(!peer.pinged(id, Some(Duration::from_millis(5))));
-        assert!(!peer.pinged(id, None));
         assert!(peer.pinged(id, None));
+        assert!(!peer.pinged(ConnectionId::new_unchecked(2), None));
         assert_eq!(peer.round_trip, Some(Duration::from_millis(5)));
     }
 

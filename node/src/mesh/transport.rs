@@ -18,10 +18,13 @@ use libp2p::{Multiaddr, PeerId, identity, noise, quic, tcp, yamux};
 
 use tokio::time::Instant;
 
+use self::parting::Parting;
 use super::address::{is_dialable, is_public};
 use super::bucket::Bucket;
 use super::config::{Config, millis};
 use super::counters::Counters;
+
+mod parting;
 
 /// Streams on one connection, opened by either side: the sessions of a pair take 5 each, the mesh's
 /// own protocols some 20.
@@ -61,7 +64,10 @@ pub(crate) fn build(
     let either =
         OrTransport::new(quic::tokio::Transport::new(quic), tcp).map(|either, _| match either {
             Either::Left((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
-            Either::Right((peer, muxer)) => (peer, StreamMuxerBox::new(muxer)),
+            Either::Right((peer, muxer)) => {
+                let muxer = Parting::new(muxer, parting::GOODBYE);
+                (peer, StreamMuxerBox::new(muxer))
+            }
         });
     Ok(Guarded {
         inner: either.boxed(),

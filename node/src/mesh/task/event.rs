@@ -202,6 +202,10 @@ impl Task {
                 connection,
                 result,
             }) => {
+                // Whoever takes no pings misses none.
+                if matches!(result, Err(ping::Failure::Unsupported)) {
+                    return;
+                }
                 let peer = node_of(&peer).and_then(|node| self.peers.get_mut(&node));
                 if peer.is_some_and(|peer| peer.pinged(connection, result.ok())) {
                     self.swarm.close_connection(connection);
