@@ -187,7 +187,7 @@ impl Client {
                 ApiError::new(
                     ErrorCode::Unreachable,
                     format!("cannot reach the BitMesh daemon at {socket} ({why})"),
-                    "start it with \"bitmesh up\" or \"systemctl start bitmesh\"",
+                    "start it with \"bitmesh up\"",
                 )
             }
         }

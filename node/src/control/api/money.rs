@@ -148,7 +148,7 @@ pub struct RevealWords {
     pub confirm: bool,
 }
 
-/// The twelve words that restore identity and wallet.
+/// The twelve words that restore identity and coins. Channels and leases are in the journal alone.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Words {
@@ -315,12 +315,13 @@ pub struct ChannelClosed {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GetEarnings {
-    /// Only leases and channels that were open within the last so many seconds. Absent: all.
+    /// List only leases that were opened within the last so many seconds. Absent: all that are
+    /// remembered. Totals and channels are always of all time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_s: Option<u64>,
 }
 
-/// What was sold and bought. Every total is the sum of the lines below it.
+/// What was sold and bought. Totals are of all time; leases are remembered one by one up to a thousand.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Earnings {
