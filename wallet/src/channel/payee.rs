@@ -245,7 +245,7 @@ pub enum CloseError {
 /// Why records do not make a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RestoreError {
-    /// The first record is not [`Fact::Agreed`].
+    /// The first record is not [`Fact::Agreed`](super::record::Fact::Agreed).
     #[error("the records do not begin with the agreement")]
     NoAgreement,
     /// The key is not the one the channel was agreed with.
@@ -287,7 +287,7 @@ pub struct Acceptance {
     pub network: Network,
     /// Who they and we are, as authenticated.
     pub parties: Parties,
-    /// The least the first voucher must pay; see [`tx::min_first_payment`].
+    /// The least the first voucher must pay; see [`min_first_payment`](super::tx::min_first_payment).
     pub min_first: Amount,
     /// The chain's tip.
     pub tip: BlockHeight,

@@ -259,7 +259,7 @@ pub enum RefundError {
 /// Why records do not make a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RestoreError {
-    /// The first record is not [`Fact::Proposed`].
+    /// The first record is not [`Fact::Proposed`](super::record::Fact::Proposed).
     #[error("the records do not begin with the proposal")]
     NoProposal,
     /// The key is not the one the channel was proposed with.

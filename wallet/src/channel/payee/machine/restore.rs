@@ -14,7 +14,7 @@ use crate::channel::payee::{Output, RestoreError};
 impl Payee {
     /// Rebuilds the machine from the records of one proposal, in the order they were written, and
     /// queues what has to be done again: watching and broadcasting. The first
-    /// [`Input::TipChanged`] may then ask for a close at once.
+    /// [`Input::TipChanged`](crate::channel::payee::Input::TipChanged) may then ask for a close at once.
     ///
     /// Vouchers are trusted as recorded: the journal guards them with a checksum, and a close
     /// verifies the one it uses.
