@@ -262,6 +262,7 @@ impl Driver {
         self.drop_abandoned_calls(now);
         self.tell_usage(now);
         self.settle_waiting(now);
+        self.settle_handing(now);
     }
 
     fn woken(&mut self, wake: Wake) {

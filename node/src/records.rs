@@ -6,6 +6,7 @@ use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::keys::Role;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
 
@@ -22,6 +23,25 @@ pub(crate) enum Kind {
     /// A [`WrittenOffRecord`].
     WrittenOff = 19,
 }
+
+/// How a record is written down: CBOR.
+pub(crate) trait Codec: Serialize + DeserializeOwned {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).expect("a Vec takes any number of bytes");
+        bytes
+    }
+
+    /// Reads a record back. `None` if the bytes are none; the journal's checksums make that a bug
+    /// or a later version, not damage.
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        ciborium::from_reader(bytes).ok()
+    }
+}
+
+impl Codec for LeaseRecord {}
+impl Codec for OpenedRecord {}
+impl Codec for WrittenOffRecord {}
 
 /// A lease was signed by both: from here on its session exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,18 +75,6 @@ impl LeaseRecord {
     pub(crate) fn lease(&self) -> &[u8] {
         &self.lease
     }
-
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        ciborium::into_writer(self, &mut bytes).expect("a Vec takes any number of bytes");
-        bytes
-    }
-
-    /// Reads a record back. `None` if the bytes are none; the journal's checksums make that a bug
-    /// or a later version, not damage.
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        ciborium::from_reader(bytes).ok()
-    }
 }
 
 /// When a channel was proposed, for people: nothing is decided by it.
@@ -90,17 +98,6 @@ impl OpenedRecord {
 
     pub(crate) fn at(&self) -> UnixTime {
         UnixTime::from_secs(self.at)
-    }
-
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        ciborium::into_writer(self, &mut bytes).expect("a Vec takes any number of bytes");
-        bytes
-    }
-
-    /// As [`LeaseRecord::from_bytes`].
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        ciborium::from_reader(bytes).ok()
     }
 }
 
@@ -128,16 +125,5 @@ impl WrittenOffRecord {
 
     pub(crate) fn total(&self) -> Msat {
         Msat::from_msat(self.total)
-    }
-
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        ciborium::into_writer(self, &mut bytes).expect("a Vec takes any number of bytes");
-        bytes
-    }
-
-    /// As [`LeaseRecord::from_bytes`].
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        ciborium::from_reader(bytes).ok()
     }
 }

@@ -1,37 +1,31 @@
 //! The buyer's side: from a purchase on the command line to a session that carries.
 
+mod cost;
+mod failures;
+mod looking;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bitcoin::Amount;
-use bitmesh_market::book::{Bid, BidId, Where};
+use bitmesh_market::book::{Bid, BidId};
 use bitmesh_market::envelope::Signed;
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::{Lease, LeaseId};
-use bitmesh_market::matching::{self, Success};
-use bitmesh_market::negotiation::buyer::{
-    Aim, Buyer, Failure, FailureReason, Input, Output, Plan, Want,
-};
-use bitmesh_market::offer::{
-    Egress, MAX_QUOTA, MAX_RATE, MAX_TERM, Modes, Rails, Services, Tunnels,
-};
-use bitmesh_market::quote::{Mode, Quote, Rfq, RfqId};
+use bitmesh_market::negotiation::buyer::{Buyer, Input, Output};
+use bitmesh_market::quote::Quote;
 use bitmesh_market::session::CloseReason;
-use bitmesh_market::units::{Bytes, BytesPerSecond, Msat, Price};
-use bitmesh_market::wire::Unknown;
-use bitmesh_wallet::channel::params;
-use bitmesh_wallet::channel::tx::LifeCycle;
-use bitmesh_wallet::keys::Role;
-use bitmesh_wallet::onchain::SpendError;
+use bitmesh_market::units::{Bytes, Msat};
 use rand::RngExt;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
+use self::cost::smallest_channel;
+use self::failures::{negotiation_failed, waited_in_vain};
 use super::sessions::End;
 use super::{Asked, Driver};
 use crate::control::api::{self, Considered, Outcome, Reply};
 use crate::control::{ApiError, ErrorCode};
-use crate::mesh::Command;
 use crate::protocol::{Refusal as Refused, Request, Response};
 use crate::tunnel::Ingress;
 
@@ -45,9 +39,6 @@ const MAX_PURCHASES: usize = 32;
 /// How many times its own estimate of a first payment a buyer is ready to pay: views of the fee rate
 /// differ, and it moves between two looks.
 const FIRST_TOLERANCE: u64 = 2;
-
-/// Room in a new channel beyond what the purchase needs, in percent: for an extension or two.
-const CAPACITY_SPARE: u64 = 50;
 
 type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 
@@ -176,245 +167,6 @@ impl Driver {
         self.look_for_sellers(id, true);
     }
 
-    /// What the person said, as a bid.
-    fn bid_of(&self, wanted: &api::Buy) -> Result<Bid, ApiError> {
-        let usage = |message: &str, hint: &str| ApiError::new(ErrorCode::Usage, message, hint);
-        let max_price = wanted
-            .max_price_msat_per_gb
-            .map_or(self.config.buy.max_price, Price::from_msat_per_gb);
-        let quota = match (wanted.bytes, wanted.budget_msat) {
-            (Some(0), _) => {
-                return Err(usage("a quantity of zero", "say how much, for example 1GB"));
-            }
-            (Some(bytes), _) => Bytes::new(bytes),
-            // The least that the budget buys.
-            (None, Some(budget)) => max_price
-                .bytes_for(Msat::from_msat(budget))
-                .max(Bytes::new(1))
-                .min(MAX_QUOTA),
-            (None, None) => {
-                return Err(usage(
-                    "neither a quantity nor a budget",
-                    "say how much, for example \"bitmesh buy 1GB\" or \"bitmesh buy --budget 100sat\"",
-                ));
-            }
-        };
-        let shortest = bitmesh_market::offer::MIN_TERM.as_duration().as_secs();
-        if wanted.term_s.is_some_and(|term| term < shortest) {
-            return Err(usage(
-                "too short a time for a lease",
-                "a lease lasts at least a minute; without --for it lasts as long as the seller allows",
-            ));
-        }
-        let mut bid = Bid::new(quota, max_price);
-        bid.min_rate = BytesPerSecond::new(wanted.min_rate_bytes_per_s.unwrap_or(0));
-        bid.services = Services::EXIT;
-        bid.rails = Rails::CHANNEL;
-        bid.tunnels = Tunnels::PROXY;
-        bid.egress = Egress::NONE;
-        bid.modes = match wanted.mode {
-            api::Mode::Prepaid => Modes::PREPAID,
-            api::Mode::Postpaid => Modes::POSTPAID,
-        };
-        if let Some(region) = &wanted.region {
-            let region = region.parse().map_err(|_| {
-                usage(
-                    "no such region",
-                    "regions have two capital letters, for example DE",
-                )
-            })?;
-            bid.place = Where::Region(region);
-        }
-        if let Some(from) = &wanted.from {
-            let known = self
-                .book
-                .asks()
-                .map(|ask| ask.seller().to_string())
-                .collect::<Vec<_>>();
-            let full: Result<NodeId, _> = from.parse();
-            bid.seller = Some(match full {
-                Ok(seller) => seller,
-                Err(_) => {
-                    let ids = known.iter().map(String::as_str);
-                    let found = crate::control::error::resolve("offer", ids, from)?;
-                    found
-                        .parse()
-                        .map_err(|_| ApiError::not_found("offer", from))?
-                }
-            });
-        }
-        // A seller and this node share one channel, and one lease at a time uses it.
-        let open = self
-            .sessions
-            .iter()
-            .filter(|(_, s)| s.role() == Role::Payer);
-        for (lease, session) in open {
-            if bid.seller == Some(session.peer) {
-                return Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    format!("lease {} with this seller is open", lease.short()),
-                    format!(
-                        "have more on it: \"bitmesh lease extend {} ...\"",
-                        lease.short()
-                    ),
-                ));
-            }
-            bid.banned.insert(session.peer);
-        }
-        bid.banned.insert(self.node);
-        Ok(bid)
-    }
-
-    /// Ranks the offers and begins to ask, or waits for one.
-    fn look_for_sellers(&mut self, id: u64, may_wait: bool) {
-        let (now, at) = (self.clock.now(), self.unix());
-        let Some(purchase) = self.purchases.live.get_mut(&id) else {
-            return;
-        };
-        let rfq = RfqId::from_bytes(rand::rng().random());
-        let ranking = matching::rank(&self.book, &purchase.bid, rfq, |_| Success::NEWCOMER, at);
-        let ranking = match ranking {
-            Ok(ranking) => ranking,
-            Err(none) => {
-                if may_wait && purchase.wanted.wait_s > 0 {
-                    let wait = Duration::from_secs(purchase.wanted.wait_s);
-                    let until = now.checked_add(wait).unwrap_or(now);
-                    if let Ok(bid) = self
-                        .book
-                        .place_bid(purchase.bid.clone(), at.saturating_add(wait))
-                    {
-                        purchase.stage = Stage::Waiting { bid, until };
-                        return;
-                    }
-                }
-                let error = no_match(purchase, none.cheapest, none.asks);
-                self.purchase_over(id, Err(error));
-                return;
-            }
-        };
-        let max_first = purchase.max_first;
-        purchase.fitting = u32::try_from(ranking.matches().len()).unwrap_or(u32::MAX);
-        let matches = ranking.into_matches();
-        let fastest = matches
-            .iter()
-            .map(|m| m.ask.terms().rate)
-            .max()
-            .unwrap_or(MAX_RATE);
-        let longest = purchase
-            .wanted
-            .term_s
-            .map_or(MAX_TERM.as_duration(), Duration::from_secs);
-        let longest = longest.min(MAX_TERM.as_duration());
-        let mode = match purchase.wanted.mode {
-            api::Mode::Prepaid => Mode::Prepaid,
-            api::Mode::Postpaid => Mode::Postpaid,
-        };
-        for found in &matches {
-            let terms = found.ask.terms();
-            purchase.offered.insert(
-                found.ask.seller(),
-                Considered {
-                    seller: found.ask.seller().to_string(),
-                    price_msat_per_gb: terms.price.msat_per_gb(),
-                    rate_bytes_per_s: terms.rate.get(),
-                    outcome: Outcome::NoAnswer,
-                    detail: None,
-                },
-            );
-        }
-        let plan = Plan {
-            rfq: Rfq {
-                id: rfq,
-                quota: purchase.bid.quota,
-                rate: fastest,
-                min_rate: purchase.bid.min_rate.max(BytesPerSecond::new(1)),
-                mode,
-                until: at.saturating_add(longest),
-                rails: Rails::CHANNEL,
-                tunnels: Tunnels::PROXY,
-                unknown: Unknown::default(),
-            },
-            want: match (purchase.wanted.bytes, purchase.wanted.budget_msat) {
-                (None, Some(budget)) => Want::Money(Msat::from_msat(budget)),
-                (Some(_), _) | (None, None) => Want::Bytes,
-            },
-            max_price: purchase.bid.max_price,
-            max_cost: purchase.wanted.budget_msat.map(Msat::from_msat),
-            max_first,
-            candidates: matches.iter().map(|found| found.ask.seller()).collect(),
-            aim: if purchase.wanted.dry_run {
-                Aim::Quote
-            } else {
-                Aim::Lease
-            },
-        };
-        let dials: Vec<_> = matches
-            .iter()
-            .filter(|found| !self.connected.contains_key(&found.ask.seller()))
-            .map(|found| (found.ask.seller(), found.ask.terms().addresses.clone()))
-            .collect();
-        purchase.stage = Stage::Negotiating(Box::new(Buyer::start(self.node, plan, at, now)));
-        for (seller, addresses) in dials.into_iter().take(9) {
-            self.dial_seller(seller, addresses);
-        }
-        if !self.can_fund(id) {
-            return;
-        }
-        self.drain_purchase(id);
-    }
-
-    fn dial_seller(&self, seller: NodeId, addresses: Option<Vec<bitmesh_market::offer::Address>>) {
-        for address in addresses.into_iter().flatten() {
-            let address = crate::mesh::Address::from_bytes(address.as_bytes());
-            if let Some(address) = address.ok().and_then(|a| a.with_node(seller)) {
-                // The seller's word: it must not make a buyer knock on its own neighbours' doors.
-                self.mesh_do(Command::DialTold(address));
-            }
-        }
-    }
-
-    /// Whether the wallet could open a channel, if one is needed. Said before anybody is bothered.
-    fn can_fund(&mut self, id: u64) -> bool {
-        let Some(purchase) = self.purchases.live.get(&id) else {
-            return false;
-        };
-        if purchase.wanted.dry_run {
-            return true;
-        }
-        let cost = purchase
-            .bid
-            .max_price
-            .cost_of(purchase.bid.quota)
-            .unwrap_or(Msat::MAX);
-        if purchase
-            .offered
-            .keys()
-            .any(|seller| self.payments.can_pay(*seller, cost))
-        {
-            return true;
-        }
-        match self.funding_fee(smallest_channel()) {
-            Ok(_) => true,
-            Err(error) => {
-                let error = self.cannot_fund(&error, smallest_channel());
-                self.purchase_over(id, Err(error));
-                false
-            }
-        }
-    }
-
-    pub(super) fn bid_woken(&mut self, woken: BidId) {
-        let waiting = self
-            .purchases
-            .live
-            .iter()
-            .find(|(_, p)| matches!(p.stage, Stage::Waiting { bid, .. } if bid == woken));
-        if let Some(id) = waiting.map(|(id, _)| *id) {
-            self.book.cancel_bid(woken);
-            self.look_for_sellers(id, false);
-        }
-    }
-
     /// Performs what a negotiation wants done.
     fn drain_purchase(&mut self, id: u64) {
         loop {
@@ -534,126 +286,6 @@ impl Driver {
             )
             .map_err(|error| ApiError::failure(format!("no channel can be opened: {error}")))?;
         Ok(())
-    }
-
-    /// What a quote costs in all, from opening a channel to closing it.
-    fn cost_of(
-        &mut self,
-        quote: &Signed<Quote>,
-        quota: Bytes,
-        is_dry_run: bool,
-    ) -> Result<api::Cost, ApiError> {
-        let (seller, quote) = (quote.signer(), quote.content());
-        let traffic = quote.price.cost_of(quota).unwrap_or(Msat::MAX);
-        let most = quote.effective_cost(quota).unwrap_or(Msat::MAX);
-        let feerate = self.payments.feerate();
-        let life = LifeCycle::estimate(feerate);
-        let (close, refund) =
-            life.map_or((0, 0), |life| (life.close.to_sat(), life.refund.to_sat()));
-        let mut cost = api::Cost {
-            traffic_msat: traffic.msat(),
-            most_msat: most.msat(),
-            close_fee_sat: close,
-            refund_fee_sat: refund,
-            feerate_sat_per_kvb: feerate.to_sat_per_kwu().saturating_mul(4),
-            ..api::Cost::default()
-        };
-        // What the seller carries over as paid needs no channel.
-        let fresh = traffic.saturating_sub(quote.carried);
-        let has_room = quote.min_first.is_zero() && self.payments.has_room(seller, traffic);
-        if !has_room && !fresh.is_zero() {
-            let needed = most.max(traffic).sat_ceil();
-            let wanted = needed
-                .saturating_add(needed.saturating_mul(CAPACITY_SPARE) / 100)
-                .max(self.config.payments.capacity_sat);
-            let (needed, wanted) = (Amount::from_sat(needed), Amount::from_sat(wanted));
-            let (capacity, fee) = match self.affordable(needed, wanted) {
-                // What it would cost can be said without the coins for it.
-                Err(error) if error.code == ErrorCode::InsufficientFunds && is_dry_run => {
-                    (wanted, life.map_or(Amount::ZERO, |life| life.open))
-                }
-                found => found?,
-            };
-            cost.opens_channel = true;
-            cost.capacity_sat = capacity.to_sat();
-            cost.funding_fee_sat = fee.to_sat();
-            let fees = u128::from(cost.funding_fee_sat.saturating_add(close)) * 1_000;
-            let share = fees * 1_000_000 / u128::from(traffic.msat().max(1));
-            cost.fee_share_ppm = u64::try_from(share).unwrap_or(u64::MAX);
-        }
-        Ok(cost)
-    }
-
-    /// The capacity to open a channel with: what is wanted if the wallet has it, else what is needed.
-    fn affordable(&mut self, needed: Amount, wanted: Amount) -> Result<(Amount, Amount), ApiError> {
-        let most = Amount::from_sat(self.config.payments.max_capacity_sat);
-        let needed = needed.max(smallest_channel());
-        if needed > most {
-            return Err(ApiError::new(
-                ErrorCode::Usage,
-                format!("the purchase needs a channel of {} sat", needed.to_sat()),
-                "buy less, or raise payments.max_capacity_sat",
-            ));
-        }
-        let wanted = wanted.clamp(needed, most);
-        if let Ok(fee) = self.funding_fee(wanted) {
-            return Ok((wanted, fee));
-        }
-        match self.funding_fee(needed) {
-            Ok(fee) => Ok((needed, fee)),
-            Err(error) => Err(self.cannot_fund(&error, needed)),
-        }
-    }
-
-    /// Says what is missing. The wallet knows the fee only for the coins that it has; one more coin
-    /// makes the transaction larger, so the usual size is the least that is asked for.
-    fn cannot_fund(&self, error: &SpendError, capacity: Amount) -> ApiError {
-        let usual = LifeCycle::estimate(self.payments.feerate())
-            .and_then(|life| life.open.checked_add(capacity))
-            .unwrap_or(capacity);
-        match error {
-            SpendError::InsufficientFunds {
-                needed,
-                available,
-                pending,
-            } => ApiError::new(
-                ErrorCode::InsufficientFunds,
-                format!(
-                    "a channel of {} sat needs {} sat in the wallet, and {} sat can be spent",
-                    capacity.to_sat(),
-                    (*needed).max(usual).to_sat(),
-                    available.to_sat()
-                ),
-                if *pending > Amount::ZERO {
-                    "wait until the coins on their way are confirmed; nothing was spent"
-                } else {
-                    "send coins to an address from \"bitmesh wallet receive\"; nothing was spent"
-                },
-            )
-            .with("needed_sat", (*needed).max(usual).to_sat())
-            .with("available_sat", available.to_sat())
-            .with("pending_sat", pending.to_sat()),
-            other => ApiError::failure(format!("no channel can be funded: {other}")),
-        }
-    }
-
-    fn dry_run_reply(&mut self, id: u64, quote: &Signed<Quote>) -> Result<Reply, ApiError> {
-        let quota = {
-            let purchase = self.purchases.live.get(&id).ok_or_else(gone)?;
-            match (purchase.wanted.bytes, purchase.wanted.budget_msat) {
-                (Some(bytes), _) => Bytes::new(bytes),
-                (None, budget) => quote
-                    .content()
-                    .price
-                    .bytes_for(Msat::from_msat(budget.unwrap_or(0)))
-                    .min(quote.content().max_quota),
-            }
-        };
-        let cost = self.cost_of(quote, quota, true)?;
-        let purchase = self.purchases.live.get(&id).ok_or_else(gone)?;
-        Ok(purchase
-            .reply(quote, quota, None, cost, self.clock.now())
-            .into())
     }
 
     // Answers from sellers.
@@ -883,95 +515,6 @@ impl Purchase {
     }
 }
 
-/// The smallest channel that sellers accept by default.
-fn smallest_channel() -> Amount {
-    params::PayeePolicy::default().min_capacity
-}
-
 fn gone() -> ApiError {
     ApiError::failure("the purchase is no longer there")
-}
-
-fn no_match(purchase: &Purchase, cheapest: Option<Price>, asks: usize) -> ApiError {
-    let limit = purchase.bid.max_price;
-    match cheapest {
-        Some(price) => ApiError::new(
-            ErrorCode::NoMatch,
-            format!("no offer at or below {limit}; the cheapest that fits asks {price}"),
-            "raise --max-price, or use --wait to wait for a cheaper offer",
-        )
-        .with("cheapest_msat_per_gb", price.msat_per_gb()),
-        None if asks == 0 => ApiError::new(
-            ErrorCode::NoMatch,
-            "no offer is known yet",
-            "check \"bitmesh peers\", or use --wait to wait for an offer",
-        )
-        .retry_after_s(5),
-        // This node itself is always left out.
-        None if purchase.bid.banned.len() > 1 => ApiError::new(
-            ErrorCode::NoMatch,
-            format!(
-                "none of the {asks} known offers fits, those of sellers with an open lease left out"
-            ),
-            "extend the lease there is (\"bitmesh leases\"), or use --wait for another offer",
-        ),
-        None => ApiError::new(
-            ErrorCode::NoMatch,
-            format!("none of the {asks} known offers fits"),
-            "see \"bitmesh offers\" and ask for less, or use --wait",
-        ),
-    }
-}
-
-fn waited_in_vain(purchase: &Purchase) -> ApiError {
-    ApiError::new(
-        ErrorCode::NoMatch,
-        format!("no offer came in {} s", purchase.wanted.wait_s),
-        "raise --max-price or wait longer",
-    )
-}
-
-fn negotiation_failed(purchase: &Purchase, failure: &Failure) -> ApiError {
-    let asked = failure.asked;
-    let error = match failure.reason {
-        FailureReason::NoCandidates => no_match(purchase, None, 0),
-        FailureReason::NoAnswer => ApiError::new(
-            ErrorCode::TimedOut,
-            format!("none of the {asked} sellers asked answered"),
-            "try again; their offers may be minutes old",
-        )
-        .retry_after_s(5),
-        FailureReason::Refused | FailureReason::NotAccepted => {
-            let why = failure
-                .refusal
-                .map_or("no reason given", super::words::refusal_text);
-            ApiError::new(
-                ErrorCode::Refused,
-                format!("all {asked} sellers asked refused; the last said: {why}"),
-                "try again in a while, or ask for less",
-            )
-            .retry_after_s(30)
-        }
-        FailureReason::OverLimit => match failure.lowest_first {
-            Some(first) => ApiError::new(
-                ErrorCode::NoMatch,
-                format!(
-                    "a first payment of {} sat is asked for, more than the limit allows; it is \
-                     credit, not a fee, and makes a new channel worth closing",
-                    first.sat_ceil()
-                ),
-                "raise --budget or --max-first, or buy from a seller you have a channel with",
-            )
-            .with("first_payment_msat", first.msat()),
-            None => ApiError::new(
-                ErrorCode::NoMatch,
-                "every quote is above the limit",
-                "raise --max-price or --budget",
-            ),
-        },
-    };
-    match failure.cheapest {
-        Some(price) => error.with("cheapest_msat_per_gb", price.msat_per_gb()),
-        None => error,
-    }
 }

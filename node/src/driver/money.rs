@@ -20,7 +20,7 @@ use crate::control::api;
 use crate::mesh::{Command, InboundId};
 use crate::payments::{ChainFact, Output};
 use crate::protocol::{Request, Response};
-use crate::records::{Kind, OpenedRecord};
+use crate::records::{Codec, Kind, OpenedRecord};
 
 /// A channel's funding, being watched.
 #[derive(Debug)]

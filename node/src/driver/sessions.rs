@@ -23,7 +23,7 @@ use super::closed::ClosedLease;
 use super::{Driver, Wake};
 use crate::link::Link;
 use crate::mesh::{Command, MeshStream};
-use crate::records::{Kind, LeaseRecord, WrittenOffRecord};
+use crate::records::{Codec, Kind, LeaseRecord, WrittenOffRecord};
 use crate::tunnel::{Ingress, Meter};
 
 /// First wait before a broken session is dialled again. A restart of the other side takes about as

@@ -39,7 +39,7 @@ use crate::control::{CALL_QUEUE, EVENT_BACKLOG};
 use crate::mesh;
 use crate::paths::{self, Lock, LockError, Paths};
 use crate::payments::{Payments, Policy};
-use crate::records::{Kind, LeaseRecord, OpenedRecord, WrittenOffRecord};
+use crate::records::{Codec, Kind, LeaseRecord, OpenedRecord, WrittenOffRecord};
 use crate::words::{self, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
