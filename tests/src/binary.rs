@@ -38,14 +38,7 @@ fn build() -> PathBuf {
     };
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "bitmesh",
-            "--bin",
-            "bitmesh",
-        ])
+        .args(["build", "--quiet", "--bin", "bitmesh"])
         .args(["--profile", profile])
         .arg("--manifest-path")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"))

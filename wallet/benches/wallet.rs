@@ -1,7 +1,8 @@
 //! Vouchers against bare signatures, and what durability costs.
 //!
-//! `cargo bench -p bitmesh-wallet`. The figures to compare are ratios of one run:
-//! `voucher/create` to `schnorr/sign`, and `voucher/verify` to `schnorr/verify`.
+//! `cargo bench -p bitmesh-wallet --bench wallet`. Criterion's figures come first; the lines after
+//! them are the goals, each measured against its reference in turns, so that a busy machine slows
+//! both.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,7 +24,7 @@ use bitmesh_wallet::channel::payee::{Acceptance, Input, Output, Payee};
 use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
 use bitmesh_wallet::channel::{PartyId, TrancheIndex};
 use bitmesh_wallet::store::Journal;
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput};
 
 const CAPACITY: Amount = Amount::from_sat(10_000_000);
 const TIP: BlockHeight = BlockHeight::new(800_000);
@@ -255,11 +256,110 @@ fn journal(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(3));
-    targets = signatures, machine, journal
+#[expect(clippy::disallowed_methods, reason = "a benchmark is about time")]
+fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
 }
-criterion_main!(benches);
+
+/// What `work` costs in terms of `reference`, turn by turn: the median of the turns' ratios, and the
+/// time of `work` in the median turn.
+fn against(turns: usize, mut reference: impl FnMut(), mut work: impl FnMut()) -> (f64, Duration) {
+    let (mut ratios, mut times) = (Vec::with_capacity(turns), Vec::with_capacity(turns));
+    for _ in 0..turns {
+        let (theirs, ours) = (timed(&mut reference), timed(&mut work));
+        ratios.push(theirs.as_secs_f64() / ours.as_secs_f64());
+        times.push(ours);
+    }
+    ratios.sort_by(f64::total_cmp);
+    times.sort_unstable();
+    (ratios[turns / 2], times[turns / 2])
+}
+
+/// The goals, in groups of [`GROUP`] vouchers.
+fn goals() {
+    const TURNS: usize = 60;
+    let now = epoch();
+    let secp = Secp256k1::new();
+    let (payer, tranche) = (keypair(1), tranche());
+    let key = payer.x_only_public_key().0;
+    let digest = Digest::from_digest(tranche.digest(Amount::from_sat(5_000)).unwrap());
+    let signature = secp.sign_schnorr_no_aux_rand(&digest, &payer);
+    let vouchers: Vec<_> = (1..=GROUP)
+        .map(|total| tranche.sign(&payer, Amount::from_sat(total)).unwrap())
+        .collect();
+    let messages: Vec<_> = vouchers
+        .iter()
+        .map(|voucher| Message::Voucher(*voucher).to_bytes())
+        .collect();
+    let sign = || {
+        for _ in 0..GROUP {
+            black_box(secp.sign_schnorr_no_aux_rand(black_box(&digest), &payer));
+        }
+    };
+    let verify = || {
+        for _ in 0..GROUP {
+            secp.verify_schnorr(&signature, black_box(&digest), &key)
+                .unwrap();
+        }
+    };
+
+    let create = || {
+        for total in 1..=GROUP {
+            black_box(tranche.sign(&payer, Amount::from_sat(total)).unwrap());
+        }
+    };
+    let (ratio, _) = against(TURNS, sign, create);
+    println!("voucher create: {ratio:.2} of bare Schnorr sign (goal 0.80)");
+    let check = || {
+        for voucher in &vouchers {
+            tranche.verify(black_box(voucher)).unwrap();
+        }
+    };
+    let (ratio, _) = against(TURNS, verify, check);
+    println!("voucher verify: {ratio:.2} of bare Schnorr verify (goal 0.80)");
+
+    let directory = tempfile::tempdir().unwrap();
+    let (mut journal, _, _) = Journal::open(directory.path().join("journal")).unwrap();
+    for (name, is_durable) in [("without disk", false), ("with group commit", true)] {
+        // Made beforehand: what a payee is made of is no part of a voucher's way.
+        let mut payees: Vec<_> = (0..TURNS).map(|_| payee(now)).collect();
+        let take_in = || {
+            let mut payee = payees.pop().unwrap();
+            for bytes in &messages {
+                let message = Message::from_bytes(bytes).unwrap();
+                payee.handle(Input::Received(message), now).unwrap();
+                while let Some(output) = payee.poll_output() {
+                    match output {
+                        Output::Persist(record) if is_durable => journal
+                            .append_deferred(JOURNAL_KIND, &record.to_bytes())
+                            .unwrap(),
+                        output => drop(black_box(output)),
+                    }
+                }
+            }
+            if is_durable {
+                journal.sync().unwrap();
+            }
+        };
+        let (ratio, took) = against(TURNS, verify, take_in);
+        println!(
+            "{GROUP} vouchers decoded, verified, credited and answered, {name}: {ratio:.2} of bare \
+             Schnorr verify, {:.0?} each",
+            took / u32::try_from(GROUP).unwrap()
+        );
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
+    signatures(&mut criterion);
+    machine(&mut criterion);
+    journal(&mut criterion);
+    criterion.final_summary();
+    goals();
+}

@@ -25,6 +25,10 @@ pub(super) const QUANTUM: usize = 16 * 1024 - HEADER;
 /// Payload bytes of a turn that nobody waits for.
 pub(super) const LONG_QUANTUM: usize = MAX_PAYLOAD;
 
+/// A read that got so much is worth passing on at once; after less, what comes in the same moment is
+/// taken with it.
+const GATHERED: usize = 32 * 1024;
+
 /// Most bytes of control frames that may wait to be written. An honest peer reads all the time, so
 /// that a few frames for each of 512 flows is the most that gathers; more means it does not read.
 const MAX_CONTROL: usize = 128 * 1024;
@@ -63,6 +67,7 @@ impl Lane {
         let stream = Arc::new(Shared::new(Box::new(stream)));
         let reader = LaneReader {
             stream: Arc::clone(&stream),
+            failed: None,
         };
         let lane = Arc::new(Self {
             stream,
@@ -264,12 +269,32 @@ impl Lane {
 /// The reading half, for the one task that reads the lane.
 pub(super) struct LaneReader {
     stream: Arc<Shared>,
+    /// What ended the stream after bytes that were still to be handed over.
+    failed: Option<io::Error>,
 }
 
 impl LaneReader {
     /// Reads some bytes; zero at the end of the stream.
+    ///
+    /// Transports hand over a packet or a frame at a time. What comes in the same moment is read as
+    /// one: passed on in pieces, each would cost a system call and wake an application.
     pub(super) async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|cx| self.stream.poll_read(cx, buffer)).await
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let mut filled = poll_fn(|cx| self.stream.poll_read(cx, buffer)).await?;
+        if filled == 0 || filled >= GATHERED.min(buffer.len()) {
+            return Ok(filled);
+        }
+        // The transport's tasks go first, with what they have at hand; nothing is waited for.
+        tokio::task::yield_now().await;
+        let rest = &mut buffer[filled..];
+        match poll_fn(|cx| Poll::Ready(self.stream.poll_read(cx, rest))).await {
+            Poll::Ready(Ok(len)) => filled += len,
+            Poll::Ready(Err(error)) => self.failed = Some(error),
+            Poll::Pending => {}
+        }
+        Ok(filled)
     }
 }
 
@@ -353,5 +378,70 @@ impl WriteHalf<'_> {
         self.0.poll(&self.0.halves.writer, cx, |stream, cx| {
             stream.poll_close(cx)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Hands over a piece at a time, as transports do, and then breaks.
+    struct Pieces(VecDeque<&'static [u8]>);
+
+    impl AsyncRead for Pieces {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut [u8],
+        ) -> Poll<io::Result<usize>> {
+            let Some(piece) = self.0.pop_front() else {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            };
+            buffer[..piece.len()].copy_from_slice(piece);
+            Poll::Ready(Ok(piece.len()))
+        }
+    }
+
+    impl AsyncWrite for Pieces {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(buffer.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_that_are_there_are_read_as_one_and_what_broke_after_them_is_told_next() {
+        let pieces = Pieces(VecDeque::from([&b"ab"[..], b"cd", b"e"]));
+        let (_lane, mut reader) = Lane::new(pieces, Arc::default());
+        let mut buffer = [0; 64];
+
+        assert_eq!(reader.read(&mut buffer).await.unwrap(), 4);
+        assert_eq!(buffer[..4], *b"abcd");
+        assert_eq!(reader.read(&mut buffer).await.unwrap(), 1);
+        let broken = reader.read(&mut buffer).await.unwrap_err();
+        assert_eq!(broken.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_full_buffer_is_not_waited_over() {
+        let pieces = Pieces(VecDeque::from([&b"abcd"[..], b"e"]));
+        let (_lane, mut reader) = Lane::new(pieces, Arc::default());
+        let mut buffer = [0; 4];
+
+        assert_eq!(reader.read(&mut buffer).await.unwrap(), 4);
+        assert_eq!(reader.read(&mut buffer).await.unwrap(), 1);
     }
 }

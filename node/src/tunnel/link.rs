@@ -20,8 +20,8 @@ use super::udp::Association;
 /// a larger one saves few system calls and costs memory for each lane of each session.
 const READ_BUFFER: usize = HEADER + MAX_PAYLOAD;
 
-/// By how much all flows of a session together may grow beyond their first windows: about 20 fast
-/// flows at once. It bounds what a peer can make this side hold.
+/// By how much all flows of a session together may grow beyond their first windows: 4 flows as fast
+/// as their lanes, or 20 that get 1 MiB. It bounds what a peer can make this side hold.
 const SPARE_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// Most bytes of all flows of a session together that wait to be delivered: because a server or an
