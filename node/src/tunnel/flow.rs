@@ -25,6 +25,10 @@ use super::shaper::Rate;
 /// How long a side that has been told that nobody reads it may go on talking.
 const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
+/// How much of that is read: nobody pays for it. An honest server stops within what was on its way;
+/// one that sends without end would fill the seller's line for as long as it may talk.
+const LINGER_BYTES: usize = 1024 * 1024;
+
 /// A flow, shared by its own task and the reader of its lane.
 pub(super) struct Flow {
     seat: Seat,
@@ -530,13 +534,22 @@ impl Flow {
     async fn read_for_nobody(&self, socket: &TcpStream) {
         let reading = async {
             let mut nowhere = vec![0; 16 * 1024];
+            let mut left = LINGER_BYTES;
             while socket.readable().await.is_ok() {
                 match socket.try_read(&mut nowhere) {
                     Ok(0) => return,
+                    Ok(len) if len >= left => break,
+                    Ok(len) => {
+                        left -= len;
+                        tokio::task::consume_budget().await;
+                    }
                     Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-                    Ok(_) | Err(_) => tokio::task::consume_budget().await,
+                    Err(_) => tokio::task::consume_budget().await,
                 }
             }
+            // What it was sent may still be on its way, so the socket stays, but it is read no more:
+            // TCP stops whoever goes on.
+            std::future::pending().await
         };
         let given_up = async {
             while !self.has_given_up() {

@@ -99,6 +99,36 @@ async fn a_reset_by_the_application_is_a_reset_for_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_sends_without_end_is_not_read_for_long_once_the_application_has_gone() {
+    // Windows and the buffers of sockets, and not what loopback carries in the time of a farewell.
+    const MOST: usize = 48 * 1024 * 1024;
+    let (told, mut heard) = tokio::sync::mpsc::channel(1);
+    let server = server(LOCAL, move |mut socket| {
+        let told = told.clone();
+        async move {
+            let mut sent = 0;
+            while let Ok(len) = socket.write(&[7; 64 * 1024]).await {
+                sent += len;
+            }
+            told.send(sent).await.unwrap();
+        }
+    })
+    .await;
+    let tunnel = Tunnel::start().await;
+    let mut socket = tunnel.connect(server).await;
+    socket.read_u8().await.unwrap();
+
+    socket.shutdown().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    socket.set_zero_linger().unwrap();
+    drop(socket);
+
+    let sent = soon(heard.recv()).await.unwrap();
+    assert!(sent < MOST, "{sent} bytes were sent to nobody");
+    until(|| tunnel.ingress.flows() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_complete_answer_arrives_although_the_server_does_not_read_the_request() {
     const LEN: usize = 200_000;
     let server = server(LOCAL, |mut socket| async move {
