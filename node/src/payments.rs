@@ -308,6 +308,11 @@ impl Payments {
         self.session_paid(Role::Payer, seller) >= cost || self.has_room(seller, cost)
     }
 
+    /// Whether the height of the chain is known, without which no channel is opened or paid on.
+    pub(crate) fn knows_height(&self) -> bool {
+        self.tip.is_some()
+    }
+
     /// Whether a lease of this pair is being carried out.
     pub(crate) fn is_leased(&self, role: Role, peer: NodeId) -> bool {
         let pairs = match role {

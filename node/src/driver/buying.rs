@@ -33,6 +33,9 @@ use crate::tunnel::Ingress;
 /// stands: a funding that must first be seen or confirmed may take longer than anybody looks on.
 const OPENING_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a purchase waits for the node to learn where the chain stands.
+const CHAIN_PATIENCE: Duration = Duration::from_secs(20);
+
 /// Purchases under way at once. Each is a person at a prompt.
 const MAX_PURCHASES: usize = 32;
 
@@ -46,7 +49,17 @@ type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 #[derive(Debug, Default)]
 pub(super) struct Purchases {
     live: BTreeMap<u64, Purchase>,
+    /// Asked for before the node knew where the chain stands, which it does a moment after its start.
+    early: Vec<Early>,
     next: u64,
+}
+
+/// A purchase that waits for the chain.
+#[derive(Debug)]
+struct Early {
+    wanted: api::Buy,
+    answer: Answer,
+    until: Instant,
 }
 
 /// One purchase under way.
@@ -88,6 +101,7 @@ enum Stage {
 
 impl Purchases {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let early = self.early.iter().map(|early| early.until);
         self.live
             .values()
             .filter_map(|purchase| match &purchase.stage {
@@ -95,6 +109,7 @@ impl Purchases {
                 Stage::Waiting { until, .. } | Stage::Opening { until, .. } => Some(*until),
                 Stage::Negotiating(machine) => machine.poll_timeout().map(|(at, _why)| at),
             })
+            .chain(early)
             .min()
     }
 
@@ -110,6 +125,15 @@ impl Driver {
     /// A person wants to buy.
     pub(super) fn buy(&mut self, wanted: api::Buy, answer: Answer) {
         let now = self.clock.now();
+        if !self.payments.knows_height() && self.purchases.early.len() < MAX_PURCHASES {
+            let until = now.checked_add(CHAIN_PATIENCE).unwrap_or(now);
+            self.purchases.early.push(Early {
+                wanted,
+                answer,
+                until,
+            });
+            return;
+        }
         let bid = match self.bid_of(&wanted) {
             Ok(bid) => bid,
             Err(error) => {
@@ -400,7 +424,24 @@ impl Driver {
             .into())
     }
 
+    /// The node knows where the chain stands: what waited for that begins.
+    pub(super) fn begin_early_purchases(&mut self) {
+        for Early { wanted, answer, .. } in std::mem::take(&mut self.purchases.early) {
+            self.buy(wanted, answer);
+        }
+    }
+
     pub(super) fn purchases_timed_out(&mut self, now: Instant) {
+        let late = self.purchases.early.extract_if(.., |it| it.until <= now);
+        for Early { answer, .. } in late {
+            let why = self.chain_trouble.as_deref().unwrap_or("it is being read");
+            let _ = answer.send(Err(ApiError::new(
+                ErrorCode::TimedOut,
+                format!("where the chain stands is not known yet: {why}"),
+                "nothing was bought; \"bitmesh status\" says how far it is",
+            )
+            .retry_after_s(5)));
+        }
         for id in self.purchases.live.keys().copied().collect::<Vec<_>>() {
             let Some(purchase) = self.purchases.live.get_mut(&id) else {
                 continue;

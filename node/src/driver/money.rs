@@ -334,6 +334,7 @@ impl Driver {
         let now = self.clock.now();
         self.payments
             .tip_changed(BlockHeight::new(tip.block.height), now);
+        self.begin_early_purchases();
         if let Err(error) = self.wallet.persist() {
             warn!(%error, "the wallet's cache was not written; blocks will be read again");
         }
