@@ -161,8 +161,8 @@ struct Driver {
     feerate: Option<u64>,
     /// Why the last channel was not funded, for whoever wanted it.
     funding_problem: Option<SpendError>,
-    extending: Vec<commands::Extending>,
-    closing: Vec<commands::Closing>,
+    extending: Vec<commands::Waiting>,
+    closing: Vec<commands::Waiting>,
     handing: Vec<commands::Handing>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,

@@ -17,7 +17,7 @@ use crate::control::{ApiError, Call, ErrorCode};
 use crate::mesh;
 
 pub(super) use self::coins::Handing;
-pub(super) use self::leases::{Closing, Extending};
+pub(super) use self::leases::Waiting;
 
 type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 type Outcome = Result<Reply, ApiError>;

@@ -18,20 +18,21 @@ use crate::control::{ApiError, ErrorCode};
 /// How long the answer to an extension or a close is waited for before the lease is shown as it is.
 const SETTLING: Duration = Duration::from_secs(12);
 
-/// Somebody waits for an extension to be answered.
+/// Somebody waits for a lease to be extended, or to be closed.
 #[derive(Debug)]
-pub(in crate::driver) struct Extending {
+pub(in crate::driver) struct Waiting {
     lease: LeaseId,
     answer: Answer,
     until: Instant,
 }
 
-/// Somebody waits for a lease to be closed.
-#[derive(Debug)]
-pub(in crate::driver) struct Closing {
-    lease: LeaseId,
-    answer: Answer,
-    until: Instant,
+/// Answers all who wait for this lease with how it stands.
+fn answer_all(waiting: &mut Vec<Waiting>, id: LeaseId, view: Option<&api::Lease>) {
+    for Waiting { answer, .. } in waiting.extract_if(.., |it| it.lease == id) {
+        let view = view.cloned();
+        let outcome = view.ok_or_else(|| ApiError::not_found("lease", &id.to_string()));
+        let _ = answer.send(outcome.map(Reply::from));
+    }
 }
 
 impl Driver {
@@ -88,7 +89,7 @@ impl Driver {
             .now()
             .checked_add(SETTLING)
             .unwrap_or(self.clock.now());
-        self.closing.push(Closing {
+        self.closing.push(Waiting {
             lease: id,
             answer,
             until,
@@ -102,17 +103,8 @@ impl Driver {
 
     pub(in crate::driver) fn close_answered(&mut self, id: LeaseId) {
         let view = self.lease_view(id);
-        for closing in self
-            .closing
-            .extract_if(.., |closing| closing.lease == id)
-            .collect::<Vec<_>>()
-        {
-            let outcome = view
-                .clone()
-                .ok_or_else(|| ApiError::not_found("lease", &id.to_string()));
-            let _ = closing.answer.send(outcome.map(Reply::from));
-        }
-        self.extension_answered(id);
+        answer_all(&mut self.closing, id, view.as_ref());
+        answer_all(&mut self.extending, id, view.as_ref());
     }
 
     pub(super) fn extend_lease(&mut self, wanted: &api::ExtendLease, answer: Answer) {
@@ -160,7 +152,7 @@ impl Driver {
                     .now()
                     .checked_add(SETTLING)
                     .unwrap_or(self.clock.now());
-                self.extending.push(Extending {
+                self.extending.push(Waiting {
                     lease: id,
                     answer,
                     until,
@@ -175,16 +167,7 @@ impl Driver {
 
     pub(in crate::driver) fn extension_answered(&mut self, id: LeaseId) {
         let view = self.lease_view(id);
-        for waiting in self
-            .extending
-            .extract_if(.., |waiting| waiting.lease == id)
-            .collect::<Vec<_>>()
-        {
-            let outcome = view
-                .clone()
-                .ok_or_else(|| ApiError::not_found("lease", &id.to_string()));
-            let _ = waiting.answer.send(outcome.map(Reply::from));
-        }
+        answer_all(&mut self.extending, id, view.as_ref());
     }
 
     /// Answers those who have waited long enough with the lease as it stands.
@@ -192,14 +175,9 @@ impl Driver {
         let late: Vec<_> = self
             .extending
             .iter()
-            .map(|waiting| (waiting.lease, waiting.until))
-            .chain(
-                self.closing
-                    .iter()
-                    .map(|waiting| (waiting.lease, waiting.until)),
-            )
-            .filter(|(_, until)| *until <= now)
-            .map(|(lease, _)| lease)
+            .chain(&self.closing)
+            .filter(|waiting| waiting.until <= now)
+            .map(|waiting| waiting.lease)
             .collect();
         for lease in late {
             self.close_answered(lease);
