@@ -30,7 +30,7 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn start() -> Self {
-        let part = Part::start(ROLE);
+        let part = Part::start(ROLE, &[]);
         Self {
             address: part.said.parse().expect("it says its address"),
             _part: part,
