@@ -256,7 +256,16 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
     /// Show what was earned and spent: by lease, by channel, and on chain
     #[command(after_help = "Examples:
   bitmesh earnings
-  bitmesh earnings --since 7d --json | jq .selling.received_sat")]
+  bitmesh earnings --since 7d --json | jq .selling.received_sat
+  bitmesh earnings --audit
+  bitmesh earnings --csv --since 365d > year.csv
+
+--audit compares everybody who knows: the journal's records, the leases' receipts, the vouchers, the
+meters, and the chain. It says which figures disagree and by how much, and exits with 1 if any do.
+
+--csv prints the entries of the books, one movement a line: what leaves one account is in the other.
+Movements of one kind within a minute are one line. The accounts are outside, coins, locked, claims,
+credit, unclaimed, earned, spent, written_off, fees and lost.")]
     Earnings(EarningsArgs),
     /// Show, change and check the configuration
     #[command(after_help = "Examples:

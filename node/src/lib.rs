@@ -7,6 +7,7 @@ mod compact;
 pub mod config;
 pub mod control;
 mod driver;
+mod ledger;
 mod link;
 pub mod mesh;
 pub mod paths;

@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     Opened = 18,
     /// A [`WrittenOffRecord`].
     WrittenOff = 19,
+    /// A [`MomentRecord`].
+    Moment = 20,
 }
 
 /// How a record is written down: CBOR.
@@ -42,6 +44,7 @@ pub(crate) trait Codec: Serialize + DeserializeOwned {
 impl Codec for LeaseRecord {}
 impl Codec for OpenedRecord {}
 impl Codec for WrittenOffRecord {}
+impl Codec for MomentRecord {}
 
 /// A lease was signed by both: from here on its session exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,5 +128,22 @@ impl WrittenOffRecord {
 
     pub(crate) fn total(&self) -> Msat {
         Msat::from_msat(self.total)
+    }
+}
+
+/// What follows was written at this time or soon after, up to the next of these. For people and their
+/// books: nothing is decided by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MomentRecord {
+    at: u64,
+}
+
+impl MomentRecord {
+    pub(crate) const fn new(at: UnixTime) -> Self {
+        Self { at: at.secs() }
+    }
+
+    pub(crate) const fn at(&self) -> UnixTime {
+        UnixTime::from_secs(self.at)
     }
 }

@@ -2,7 +2,8 @@
 
 use bitcoin::{Amount, Txid};
 use bitmesh_node::control::api::{
-    Buy, Channel, ChannelRole, ChannelState, CloseChannel, CloseLease, Lease, LeaseState, Role,
+    Buy, Channel, ChannelRole, ChannelState, CloseChannel, CloseLease, GetEarnings, Lease,
+    LeaseState, Role,
 };
 use bitmesh_testnet::books::{self, Books, Opening};
 use bitmesh_tests::{Content, NodeSpec, PATIENCE, World, wait};
@@ -157,6 +158,7 @@ pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &st
 ///
 /// Panics with every figure that does not agree with another.
 pub(crate) async fn balance(world: &World, opening: &Opening, delivered: &[(&str, u64)]) -> Books {
+    audited(world).await;
     for node in world.nodes() {
         let name = node.name();
         for lease in world.leases(name).await {
@@ -170,6 +172,7 @@ pub(crate) async fn balance(world: &World, opening: &Opening, delivered: &[(&str
             }
         }
     }
+    audited(world).await;
     let books = books::audit(world, opening, delivered).await;
     let books = books.unwrap_or_else(|error| panic!("{error}"));
     let wrong: Vec<_> = books.check().iter().map(ToString::to_string).collect();
@@ -179,6 +182,39 @@ pub(crate) async fn balance(world: &World, opening: &Opening, delivered: &[(&str
         wrong.join("\n")
     );
     books
+}
+
+/// Has every node audit itself.
+///
+/// # Panics
+///
+/// Panics with everything that a node finds.
+pub(crate) async fn audited(world: &World) {
+    world.until_all_see_the_chain().await;
+    for node in world.nodes() {
+        audited_node(world, node.name()).await;
+    }
+}
+
+/// Has a node that sees the chain audit itself: journal, sessions, channels, meters, signatures and
+/// chain.
+///
+/// # Panics
+///
+/// As [`audited`].
+pub(crate) async fn audited_node(world: &World, node: &str) {
+    let request = GetEarnings {
+        audit: true,
+        ..GetEarnings::default()
+    };
+    let earnings = world.node(node).ask(request).await;
+    let earnings = earnings.unwrap_or_else(|error| panic!("{error}"));
+    let audit = earnings.audit.expect("it was asked for");
+    assert!(audit.chain, "{node} has not read the chain");
+    assert!(
+        audit.misfits.is_empty() && audit.disagreements.is_empty(),
+        "{node} does not agree with itself: {audit:#?}"
+    );
 }
 
 fn name_of<'a>(world: &'a World, id: &str) -> &'a str {

@@ -7,8 +7,8 @@ use bitmesh_testnet::books::audit;
 use bitmesh_tests::{PATIENCE, World, wait};
 
 use crate::accounts::{
-    FINAL, FUNDS, MB, PRICE, balance, buy, buyer, close, confirm, file, finish, open, pair, seller,
-    settle, slow_seller, until_received,
+    FINAL, FUNDS, MB, PRICE, audited_node, balance, buy, buyer, close, confirm, file, finish, open,
+    pair, seller, settle, slow_seller, until_received,
 };
 
 /// The shortest life of a channel, in blocks.
@@ -55,9 +55,11 @@ async fn a_buyer_whose_seller_vanished_takes_everything_back_after_expiry() {
     );
     mine_to(&world, expiry, "bob").await;
     until_broadcast(&world, "the refund").await;
+    audited_node(&world, "bob").await;
     mine_to(&world, expiry + FINAL, "bob").await;
     let closed = ChannelState::Closed;
     let channel = world.until_channel("bob", &before.id, closed).await;
+    audited_node(&world, "bob").await;
 
     // Not even what was paid is lost: the seller never claimed it.
     let refund = channel.closing_txid.unwrap().parse().unwrap();

@@ -121,7 +121,13 @@ pub struct ChannelCloseArgs {
 /// Arguments of `earnings`.
 #[derive(Debug, Args)]
 pub struct EarningsArgs {
-    /// List only leases that were opened within this span; totals and channels are of all time
+    /// Count only what moved within this span; what is open is as it stands now
     #[arg(long, value_name = "SPAN")]
     pub since: Option<Span>,
+    /// Compare journal, leases, channels, meters, signatures and chain, and say what disagrees
+    #[arg(long)]
+    pub audit: bool,
+    /// Print every movement of money as CSV
+    #[arg(long, conflicts_with = "audit")]
+    pub csv: bool,
 }

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use bitmesh_node::control::api::{
-    Address, Balance, Channel, ChannelClosed, Channels, Earnings, Sent, Timestamp, Totals,
-    Transactions, Words,
+    Address, Audit, Balance, Channel, ChannelClosed, Channels, Earnings, LedgerEntry, Sent,
+    Timestamp, Totals, Transactions, Words,
 };
 
 use super::{
@@ -266,7 +266,110 @@ pub fn earnings(earnings: &Earnings, now: Timestamp, style: Style) -> String {
         }
         let _ = write!(text, "\n{}", table.text(style));
     }
+    if let Some(audit) = &earnings.audit {
+        let _ = write!(text, "\n{}", audited(audit, style));
+    }
     text
+}
+
+/// What an audit found: accounts, then what disagrees, figure by figure.
+fn audited(audit: &Audit, style: Style) -> String {
+    let mut table = Table::new([
+        ("ACCOUNT", Align::Left),
+        ("ROLE", Align::Left),
+        ("PEER", Align::Left),
+        ("BALANCE", Align::Right),
+    ]);
+    for one in &audit.balances {
+        table.row([
+            one.account.clone(),
+            one.role.map_or("-", role).to_owned(),
+            one.peer.as_deref().map_or_else(|| "-".to_owned(), peer),
+            format!("{} msat", one.balance_msat),
+        ]);
+    }
+    let mut text = table.text(style);
+    let _ = writeln!(text);
+    for one in &audit.misfits {
+        let _ = writeln!(text, "{} {}: {}", style.bad("record"), one.whose, one.why);
+    }
+    for one in &audit.disagreements {
+        let _ = writeln!(
+            text,
+            "{} {}: {}",
+            style.bad("disagrees"),
+            one.whose,
+            one.rule
+        );
+        let figures = [
+            (one.left.as_str(), one.left_figure),
+            (one.right.as_str(), one.right_figure),
+            ("difference", one.difference),
+        ];
+        for (name, figure) in figures {
+            let _ = writeln!(text, "  {name:<30} {figure:>20} {}", one.unit);
+        }
+    }
+    let what = format!("{} entries, {} comparisons", audit.entries, audit.compared);
+    let found = audit
+        .misfits
+        .len()
+        .saturating_add(audit.disagreements.len());
+    let verdict = match found {
+        0 => style.good("everything agrees"),
+        1 => style.bad("1 thing does not agree"),
+        found => style.bad(&format!("{found} things do not agree")),
+    };
+    let _ = writeln!(text, "{what}: {verdict}");
+    if !audit.chain {
+        let _ = writeln!(
+            text,
+            "{} the chain was not compared: it has not been read to its end; ask again when \
+             \"bitmesh status\" says so",
+            style.warn("note:")
+        );
+    }
+    text
+}
+
+/// The entries of the books as CSV (RFC 4180), a header line first.
+pub fn entries_csv(entries: &[LedgerEntry]) -> Vec<u8> {
+    let mut table = csv::WriterBuilder::new()
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new());
+    let optional = |text: &Option<String>| text.clone().unwrap_or_default();
+    let header = [
+        "at",
+        "what",
+        "from",
+        "to",
+        "amount_msat",
+        "bytes",
+        "role",
+        "peer",
+        "lease",
+        "channel",
+        "txid",
+    ];
+    let _ = table.write_record(header);
+    for one in entries {
+        let _ = table.write_record([
+            one.at.map(|at| at.to_string()).unwrap_or_default(),
+            one.what.clone(),
+            one.from.clone(),
+            one.to.clone(),
+            one.amount_msat.to_string(),
+            one.bytes.map(|bytes| bytes.to_string()).unwrap_or_default(),
+            one.role.map_or("", role).to_owned(),
+            optional(&one.peer),
+            optional(&one.lease),
+            optional(&one.channel),
+            optional(&one.txid),
+        ]);
+    }
+    table
+        .into_inner()
+        .expect("a Vec takes any number of bytes, and all records are of one length")
 }
 
 fn totals_row(name: &str, totals: &Totals) -> [String; 8] {

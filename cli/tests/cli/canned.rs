@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use bitmesh_node::control::{
     ApiError, CALL_QUEUE, Call, Command, EVENT_BACKLOG, ErrorCode, Event, Reply,
     api::{
-        Address, Balance, Chain, Channel, ChannelClosed, ChannelRole, ChannelState, Channels,
-        ConfigChange, ConfigValue, ConfigValues, Considered, Cost, Earnings, EarningsChannel,
-        EarningsLease, Identity, Lease, LeaseCounts, LeaseState, Leases, Mode, Offer, Offers,
-        Outcome, Peer, PeerAdded, PeerDirection, Peers, PriceRule, Purchase, Quote, Reading,
-        Reason, Receipt, Refund, Role, SellLimits, SellPhase, Selling, Sent, Status, Stopping,
-        Timestamp, Totals, Transaction, TransactionKind, Transactions, Usage, UsageLine, Words,
+        AccountBalance, Address, Audit, Balance, Chain, Channel, ChannelClosed, ChannelRole,
+        ChannelState, Channels, ConfigChange, ConfigValue, ConfigValues, Considered, Cost,
+        Disagreement, Earnings, EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts,
+        LeaseState, Leases, LedgerEntry, Mode, Offer, Offers, Outcome, Peer, PeerAdded,
+        PeerDirection, Peers, PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role,
+        SellLimits, SellPhase, Selling, Sent, Status, Stopping, Timestamp, Totals, Transaction,
+        TransactionKind, Transactions, Usage, UsageLine, Words,
     },
     server::{Socket, serve},
 };
@@ -460,7 +461,72 @@ pub(crate) fn earnings() -> Earnings {
             received_sat: 0,
             fees_sat: 154,
         }],
+        since: None,
+        audit: None,
+        entries: None,
     }
+}
+
+/// What a node says whose journal has a msat less than its session.
+pub(crate) fn audit(agrees: bool) -> Audit {
+    let wrong = Disagreement {
+        whose: format!("lease {}", lease().id),
+        rule: "the session bills what the journal has".into(),
+        left: "journal".into(),
+        left_figure: 176_079,
+        right: "session".into(),
+        right_figure: 176_080,
+        difference: -1,
+        unit: "msat".into(),
+    };
+    let balance = |account: &str, balance_msat| AccountBalance {
+        account: account.into(),
+        role: Some(Role::Buyer),
+        peer: Some(SELLER.into()),
+        balance_msat,
+    };
+    Audit {
+        entries: 5,
+        compared: 23,
+        chain: true,
+        misfits: Vec::new(),
+        disagreements: if agrees { vec![] } else { vec![wrong] },
+        balances: vec![
+            balance("coins", -20_154_000),
+            balance("locked", 19_260_000),
+            balance("credit", 563_920),
+            balance("spent", 176_080),
+            balance("fees", 154_000),
+        ],
+    }
+}
+
+/// Entries of a funding and a receipt.
+pub(crate) fn entries() -> Vec<LedgerEntry> {
+    let funding = LedgerEntry {
+        at: Some(at(-600)),
+        what: "funding".into(),
+        from: "coins".into(),
+        to: "locked".into(),
+        amount_msat: 20_000_000,
+        bytes: None,
+        role: Some(Role::Buyer),
+        peer: Some(SELLER.into()),
+        lease: None,
+        channel: Some(CHANNEL.into()),
+        txid: None,
+    };
+    let receipt = LedgerEntry {
+        what: "receipt".into(),
+        from: "credit".into(),
+        to: "spent".into(),
+        amount_msat: 176_080,
+        bytes: Some(1_240_000_000),
+        lease: Some(lease().id),
+        channel: None,
+        ..funding.clone()
+    };
+    vec![funding, receipt]
 }
 
 pub(crate) fn transactions() -> Transactions {
@@ -645,7 +711,12 @@ pub(crate) fn answer(command: Command) -> Result<Reply, ApiError> {
         Command::RevealWords(_) => words().into(),
         Command::ListChannels(_) => channels().into(),
         Command::CloseChannel(close) => channel_closed((!close.dry_run).then_some(TXID)).into(),
-        Command::GetEarnings(_) => earnings().into(),
+        Command::GetEarnings(wanted) => Earnings {
+            audit: wanted.audit.then(|| audit(true)),
+            entries: wanted.entries.then(entries),
+            ..earnings()
+        }
+        .into(),
     })
 }
 

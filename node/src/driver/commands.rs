@@ -19,7 +19,7 @@ use crate::mesh;
 pub(super) use self::coins::Handing;
 pub(super) use self::leases::Waiting;
 
-type Answer = oneshot::Sender<Result<Reply, ApiError>>;
+pub(super) type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 type Outcome = Result<Reply, ApiError>;
 
 impl Driver {
@@ -85,7 +85,10 @@ impl Driver {
                 self.answer_handed(closed, reply);
                 return ControlFlow::Continue(());
             }
-            Command::GetEarnings(wanted) => Ok(self.earnings_view(wanted.since_s).into()),
+            Command::GetEarnings(wanted) => {
+                self.earnings(&wanted, reply);
+                return ControlFlow::Continue(());
+            }
         };
         let _ = reply.send(outcome);
         ControlFlow::Continue(())

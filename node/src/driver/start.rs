@@ -23,7 +23,7 @@ use bitmesh_wallet::onchain::Wallet;
 use bitmesh_wallet::store::Journal;
 use rand::RngExt;
 use thiserror::Error;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -39,7 +39,7 @@ use crate::control::{CALL_QUEUE, EVENT_BACKLOG};
 use crate::mesh;
 use crate::paths::{self, Lock, LockError, Paths};
 use crate::payments::{Payments, Policy};
-use crate::records::{Codec, Kind, LeaseRecord, OpenedRecord, WrittenOffRecord};
+use crate::records::{Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, WrittenOffRecord};
 use crate::words::{self, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
@@ -233,6 +233,8 @@ async fn open(
         extending: Vec::new(),
         closing: Vec::new(),
         handing: Vec::new(),
+        moment: None,
+        folding: Arc::new(Semaphore::new(1)),
         broken: false,
         next_tick: now,
         config,
@@ -304,6 +306,9 @@ impl Driver {
                 let record = WrittenOffRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
                 let seller = record.seller().ok_or_else(unreadable)?;
                 self.payments.restore_written_off(seller, record.total());
+            } else if kind == Kind::Moment as u8 {
+                let record = MomentRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
+                self.moment = Some(record.at());
             } else {
                 return Err(broken(format!(
                     "record {index} is of kind {kind}, of a later version"

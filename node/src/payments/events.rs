@@ -89,6 +89,11 @@ impl Payments {
             .bought
             .get(&seller)
             .is_some_and(|pair| pair.channel == Some(proposal));
+        if event == payer::Event::Abandoned {
+            // Double-spent for good, or never funded: nothing was paid on it.
+            let pair = self.bought.entry(seller).or_default();
+            pair.account.on_channel_total(proposal, 0);
+        }
         match event {
             payer::Event::Negotiated { channel, .. } => self.index(Some(channel), proposal),
             payer::Event::Paid { total } | payer::Event::CaughtUp { total } => {

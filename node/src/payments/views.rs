@@ -9,6 +9,8 @@ use bitmesh_wallet::channel::{ProposalId, payee, payer};
 use bitmesh_wallet::keys::Role;
 
 use super::{Payments, is_usable};
+use crate::ledger::Party;
+use crate::ledger::audit::{ChannelEvidence, Evidence, PairEvidence};
 
 /// Where a channel stands, the same words for both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +143,42 @@ impl Payments {
             fees: fees(channel.fees, machine.settlement(), End::Commitment),
             opened_at: self.opened_at(proposal),
         })
+    }
+
+    /// What the accounts, the channels and the vouchers held say, for whoever compares them with the
+    /// journal.
+    pub(crate) fn add_evidence(&self, evidence: &mut Evidence) {
+        for (role, pairs) in [(Role::Payer, &self.bought), (Role::Payee, &self.sold)] {
+            for (peer, pair) in pairs {
+                evidence.pairs.push(PairEvidence {
+                    party: Party::new(role, *peer),
+                    credit: pair.account.credit(),
+                    written_off: pair.account.written_off(),
+                });
+            }
+        }
+        for channel in self.channels() {
+            let pairs = match channel.role {
+                Role::Payer => &self.bought,
+                Role::Payee => &self.sold,
+            };
+            let counted = pairs
+                .get(&channel.peer)
+                .map(|pair| pair.account.counted(channel.proposal));
+            evidence.channels.push(ChannelEvidence {
+                channel: channel.proposal,
+                id: channel.id,
+                total: channel.paid,
+                counted_sat: counted.unwrap_or(0),
+            });
+        }
+        for (proposal, channel) in &self.payees {
+            let machine = &channel.machine;
+            if let (Some(tranche), Some(voucher)) = (machine.tranche(), machine.voucher()) {
+                let voucher = (*proposal, tranche.clone(), voucher);
+                evidence.vouchers.push(voucher);
+            }
+        }
     }
 
     /// The channel in use with a peer.
