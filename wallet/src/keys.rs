@@ -9,6 +9,7 @@
 //! | coins, change | BIP-86 `m/86'/coin'/0'/1/*` |
 //! | channel, as payer | `m/6366'/coin'/0'/index` |
 //! | channel, as payee | `m/6366'/coin'/1'/index` |
+//! | traces | HKDF-SHA512 over the private key at `m/6366'/coin'/3'/0'`, see `keys/trace.rs` |
 //! | identity | HKDF-SHA512 over the private key at `m/6366'/coin'/2'/0'`, see [`Keys::identity_seed`] |
 //!
 //! `index` is not hardened. The extended keys above it never leave this module, so one leaked
@@ -31,6 +32,7 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 mod file;
+mod trace;
 
 pub use file::{SecretFileError, read_secret, write_secret};
 

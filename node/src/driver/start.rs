@@ -45,6 +45,10 @@ use crate::words::{self, WordsFileError};
 /// Blocks that may wait for the driver. Each may be 4 MB.
 const CHAIN_UPDATES: usize = 8;
 
+/// Where the channel keys of a restored seller begin: beyond what a seller uses up, and with as many
+/// left.
+const RESTORED_KEYS: std::ops::Range<u32> = 1 << 24..1 << 30;
+
 /// Why a node does not start, or stops. Nothing on disk was changed, except where it says so.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -246,6 +250,12 @@ async fn open(
     };
     driver.tell_own_addresses();
     driver.replay(entries)?;
+    if birth_height.is_some() {
+        // Restored from its words: which of the seller's channel keys are used is not known, and nobody
+        // searches for them. The first channel's record tells from here on.
+        let unlikely_used = rand::rng().random_range(RESTORED_KEYS);
+        driver.payments.begin_payee_keys_at(unlikely_used);
+    }
     driver.restore_book();
     for topic in driver.topics() {
         driver.mesh_do(mesh::Command::Subscribe(topic.clone()));
