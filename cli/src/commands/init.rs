@@ -81,15 +81,10 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         );
         context.out.text(&shown, render::words)?;
     }
-    context.out.note(&format!(
-        "\n{} What is in channels, and credit with others, is in {} alone: keep that file.",
-        if made.restored {
-            "The words bring back the name and the coins on chain."
-        } else {
-            "The words do not restore channels."
-        },
-        paths.journal().display()
-    ));
+    context.out.note(
+        "What the words do not bring back (vouchers of a seller, leases, credit with others) is kept with \
+         \"bitmesh backup create\".",
+    );
     if network == Network::Mainnet {
         context.out.note(
             "This is a node for mainnet, with real money; for play money: --network signet. It finds \
@@ -131,7 +126,7 @@ fn summary(made: &Made, style: Style) -> String {
     .concat()
 }
 
-fn read_words(path: &Path) -> Result<Zeroizing<String>, Failure> {
+pub(super) fn read_words(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let mut words = Zeroizing::new(String::with_capacity(256));
     let read = if path == Path::new("-") {
         io::stdin()

@@ -39,7 +39,7 @@ use crate::control::{CALL_QUEUE, EVENT_BACKLOG};
 use crate::mesh;
 use crate::paths::{self, Lock, LockError, Paths};
 use crate::payments::{Payments, Policy};
-use crate::records::{Codec, Kind, LeaseRecord, OpenedRecord, WrittenOffRecord};
+use crate::records::{Codec, Kind, LeaseRecord, OpenedRecord, RestoredRecord, WrittenOffRecord};
 use crate::words::{self, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
@@ -162,7 +162,7 @@ async fn open(
     let signer = Ed25519Signer::from_seed(*keys.identity_seed());
     let node = signer.node_id();
     let cache = Cache::open(&paths.book()).map_err(io_error("opening the cache"))?;
-    let wallet_dir = paths.datadir.join("wallet");
+    let wallet_dir = paths.wallet();
     paths::create_private_dir(&wallet_dir).map_err(io_error("making the wallet's folder"))?;
     let (wallet, rebuilt) = Wallet::open(&wallet_dir, Arc::clone(&keys))?;
     if let Some(rebuilt) = rebuilt {
@@ -314,6 +314,9 @@ impl Driver {
                 let record = WrittenOffRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
                 let seller = record.seller().ok_or_else(unreadable)?;
                 self.payments.restore_written_off(seller, record.total());
+            } else if kind == Kind::Restored as u8 {
+                let record = RestoredRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
+                self.payments.restore_indexes(record.next_indexes());
             } else {
                 return Err(broken(format!(
                     "record {index} is of kind {kind}, of a later version"

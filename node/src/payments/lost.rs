@@ -98,6 +98,12 @@ impl Payments {
         }
     }
 
+    /// Notes where key indexes go on after a restoration, as payer and as payee.
+    pub(crate) fn restore_indexes(&mut self, (payer, payee): (u32, u32)) {
+        self.next_payer_key = self.next_payer_key.max(payer);
+        self.next_payee_key = self.next_payee_key.max(payee);
+    }
+
     /// Whether this channel was found on the chain, its records lost.
     pub(super) fn is_adopted(&self, open: &Open) -> bool {
         open.payee == party(self.me)

@@ -23,11 +23,9 @@ use bitcoin::hashes::{Hash, HashEngine, sha256};
 use bitcoin::key::{Keypair, TapTweak, TweakedKeypair};
 use bitcoin::secp256k1::schnorr::Signature;
 use bitcoin::secp256k1::{Message, Parity, PublicKey, Scalar, SecretKey, XOnlyPublicKey};
-use hkdf::Hkdf;
-use sha2::Sha512;
 use zeroize::Zeroizing;
 
-use super::{Keys, PURPOSE, hardened};
+use super::{Keys, hardened};
 
 /// The level beside roles and identity from which pads are derived.
 const TRACE_LEVEL: u32 = 3;
@@ -108,18 +106,7 @@ impl Keys {
     }
 
     fn pad(&self, digest: &[u8; 32]) -> Zeroizing<[u8; 32]> {
-        let node = self.derive(&[
-            hardened(PURPOSE),
-            hardened(self.coin()),
-            hardened(TRACE_LEVEL),
-            hardened(0),
-        ]);
-        let secret = Zeroizing::new(node.0.private_key.secret_bytes());
-        let mut pad = Zeroizing::new([0; 32]);
-        Hkdf::<Sha512>::new(None, secret.as_ref())
-            .expand_multi_info(&[TRACE_INFO, digest], pad.as_mut())
-            .expect("32 bytes are far below the limit of HKDF-SHA512");
-        pad
+        self.expand(TRACE_LEVEL, &[TRACE_INFO, digest])
     }
 }
 
