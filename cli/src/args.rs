@@ -162,10 +162,10 @@ pub enum Command {
 
 The network is --network, else the one a configuration names, else mainnet; it stands in the new
 configuration. The twelve words are written to words.txt in the data directory, readable by you
-alone: copy them to paper. Whoever has them has the coins. They restore the node's name, its coins on
-chain, and what a buyer's channels still hold, after their expiry. What a seller has earned and not
-claimed, and leases and credit, are in the file \"journal\" of the data directory: keep that with
-\"bitmesh backup create\".")]
+alone: copy them to paper. Whoever has them has the coins. They restore the node's name, its coins
+on chain, and what a buyer's channels still hold, after their expiry. What a seller has earned and
+not claimed, and leases and credit, are in the file \"journal\" of the data directory: keep that
+with \"bitmesh backup create\".")]
     Init(InitArgs),
     /// Start the daemon in the background and wait until it is ready
     #[command(after_help = "Example:

@@ -58,9 +58,9 @@ Nothing is written.")]
   bitmesh backup restore /mnt/usb/bitmesh-monday --words-file - && bitmesh up
 
 Never run a restored node beside the one that made the backup. Nothing is overwritten: the data
-directory must have no journal. An old backup costs nothing by itself: a buyer's channels opened since
-are found on the chain, and each side tells the other its last voucher when they meet. Only what a
-buyer paid since, and never says again, is lost to a restored seller.")]
+directory must have no journal. A buyer loses nothing by an old backup: channels opened since are
+found on the chain, and a seller shows the last voucher that it holds. A seller loses what buyers
+paid since and do not say again when they meet, and channels that were opened since.")]
     Restore {
         /// The backup
         file: PathBuf,

@@ -81,10 +81,11 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         );
         context.out.text(&shown, render::words)?;
     }
-    context.out.note(
-        "What the words do not bring back (vouchers of a seller, leases, credit with others) is kept with \
-         \"bitmesh backup create\".",
-    );
+    context.out.note(&format!(
+        "What the words do not bring back (vouchers of a seller, leases, credit with others) is in \
+         {}:\nkeep it with \"bitmesh backup create\".",
+        paths.journal().display()
+    ));
     if network == Network::Mainnet {
         context.out.note(
             "This is a node for mainnet, with real money; for play money: --network signet. It finds \
