@@ -380,7 +380,7 @@ impl Books {
             self.recent.clear();
             self.moment = Some(record.at());
             Ok(())
-        } else if kind == Kind::Opened as u8 {
+        } else if kind == Kind::Opened as u8 || kind == Kind::Restored as u8 {
             Ok(())
         } else {
             Err("it is of a later version".to_owned())

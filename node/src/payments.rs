@@ -7,6 +7,7 @@
 
 mod account;
 mod events;
+mod lost;
 mod messages;
 mod output;
 mod views;
@@ -23,7 +24,7 @@ use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
-use bitmesh_wallet::channel::params::{Parties, PayeePolicy, PayerPolicy};
+use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, PayerPolicy};
 use bitmesh_wallet::channel::payee::{self, Payee};
 use bitmesh_wallet::channel::payer::{self, PayError, Payer};
 use bitmesh_wallet::channel::record::{Fact, Record};
@@ -175,13 +176,14 @@ impl Payments {
                 open, key_index, ..
             } => {
                 let (seller, index) = (node(open.payee)?, *key_index);
+                let next_index = self.index_after(index, open);
                 let (funding, fees) = funding_in(&records);
                 let key = self
                     .key(Role::Payer, index)
                     .map_err(|error| error.to_string())?;
                 let machine = Payer::restore(records, key, self.policy.payer, now)
                     .map_err(|error| error.to_string())?;
-                self.next_payer_key = self.next_payer_key.max(index.saturating_add(1));
+                self.next_payer_key = self.next_payer_key.max(next_index);
                 self.index(machine.channel(), proposal);
                 let promised = machine.promised();
                 self.payers.insert(
@@ -379,6 +381,11 @@ impl Payments {
         use_channel(&mut self.bought, seller, id, Amount::ZERO);
         self.drain_payer(id);
         Ok(id)
+    }
+
+    /// Buyer: what both agreed for a channel that is to be funded.
+    pub(crate) fn contract(&self, channel: ProposalId) -> Option<&Contract> {
+        self.payers.get(&channel)?.machine.contract()
     }
 
     /// The wallet made the funding transaction.

@@ -11,3 +11,4 @@ mod names;
 mod node;
 mod offers;
 mod trade;
+mod words;

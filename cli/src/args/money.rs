@@ -47,9 +47,9 @@ It says what it costs and asks before it sends; --yes accepts.")]
 Whoever sees the words has the coins. Write them on paper; never photograph or paste them.
 To restore: bitmesh init --words-file -
 
-They do not restore channels, leases and credit: what is in channels is lost with the journal of
-the data directory (\"bitmesh config path journal\"). Keep that file; to copy it, stop the node first,
-and never run two nodes on copies of it.")]
+They restore coins on chain and, after its expiry, what a channel of this buyer still holds. What a
+seller was paid and has not claimed, leases and credit are in the journal: keep that with
+\"bitmesh backup create\", and never run two nodes on copies of it.")]
     Backup,
 }
 

@@ -145,7 +145,10 @@ impl Driver {
 
     fn fund(&mut self, channel: ProposalId, script: ScriptBuf, amount: Amount) {
         let (feerate, now) = (self.payments.feerate(), self.clock.now());
-        let made = self.wallet.fund(&script, amount, feerate);
+        let made = match self.payments.contract(channel) {
+            Some(contract) => self.wallet.fund_channel(contract, feerate),
+            None => self.wallet.fund(&script, amount, feerate),
+        };
         match made {
             Ok((transaction, preview)) => {
                 let funded = self
@@ -260,7 +263,11 @@ impl Driver {
     fn chain_event(&mut self, event: &ChainEvent) {
         match self.wallet.apply(event) {
             Ok(Applied::Unchanged) => {}
-            Ok(Applied::Changed) => self.tell_wallet(),
+            Ok(Applied::Changed) => {
+                // Before the watcher sees this block, so that it sees in it whatever becomes of them.
+                self.adopt_lost_fundings();
+                self.tell_wallet();
+            }
             Err(error) => {
                 warn!(%error, "the wallet lost its place in the chain; reading from where it stood");
                 self.follow_chain();
@@ -272,6 +279,30 @@ impl Driver {
             self.follow_chain();
         }
         self.watcher_events();
+    }
+
+    /// Takes up the channels that this node's coins have funded and its journal knows nothing of: after
+    /// a restoration from the words, or from an old backup.
+    fn adopt_lost_fundings(&mut self) {
+        let (next_index, term) = self.payments.search_space();
+        let payments = &self.payments;
+        let found = tokio::task::block_in_place(|| {
+            let is_known = |outpoint: &OutPoint| payments.has_funded(outpoint);
+            self.wallet.lost_fundings(is_known, next_index, term)
+        });
+        let now = self.clock.now();
+        for found in found {
+            let (outpoint, expiry) = (found.outpoint(), found.expiry);
+            match self.payments.adopt(&found, now) {
+                Ok(channel) => warn!(
+                    %channel, %outpoint, %expiry,
+                    "a channel of this node was found that its journal does not know; what its \
+                     seller does not claim is taken back after the expiry"
+                ),
+                Err(error) => error!(%outpoint, %error, "a found channel cannot be taken up"),
+            }
+        }
+        self.drain_payments();
     }
 
     fn watcher_events(&mut self) {

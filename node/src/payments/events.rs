@@ -43,6 +43,8 @@ impl Payments {
         while let Some(output) = channel.machine.poll_output() {
             self.outputs.push_back(match output {
                 payer::Output::Persist(record) => Output::Persist(record),
+                // Of a channel that was found on the chain it is not known who is paid.
+                payer::Output::Send(_) if seller == self.me => continue,
                 payer::Output::Send(message) => Output::Send {
                     to: seller,
                     message,

@@ -58,6 +58,8 @@ pub(crate) struct ChannelView {
     /// What this node has paid the miners for it.
     pub(crate) fees: Amount,
     pub(crate) opened_at: UnixTime,
+    /// Whether it was found on the chain, its records lost: then `peer` is this node itself.
+    pub(crate) is_adopted: bool,
 }
 
 impl ChannelView {
@@ -114,6 +116,7 @@ impl Payments {
                 settlement: machine.settlement(),
                 fees: fees(channel.fees, machine.settlement(), End::Refund),
                 opened_at: self.opened_at(proposal),
+                is_adopted: self.is_adopted(machine.open()),
             });
         }
         let channel = self.payees.get(&proposal)?;
@@ -142,6 +145,7 @@ impl Payments {
             settlement: machine.settlement(),
             fees: fees(channel.fees, machine.settlement(), End::Commitment),
             opened_at: self.opened_at(proposal),
+            is_adopted: false,
         })
     }
 

@@ -61,6 +61,19 @@ impl Scripts {
         }
     }
 
+    /// The root that [`new`](Self::new) arrives at, at a tenth of its cost.
+    pub(crate) fn merkle_root_of(
+        payer: XOnlyPublicKey,
+        payee: XOnlyPublicKey,
+        expiry: BlockHeight,
+    ) -> TapNodeHash {
+        let node = |script: &ScriptBuf| TapNodeHash::from_script(script, LeafVersion::TapScript);
+        TapNodeHash::from_node_hashes(
+            node(&update_leaf(payer, payee)),
+            node(&refund_leaf(payer, expiry)),
+        )
+    }
+
     /// The script the funding output must pay.
     pub const fn output(&self) -> &ScriptBuf {
         &self.output
