@@ -164,6 +164,7 @@ struct Driver {
     extending: Vec<commands::Waiting>,
     closing: Vec<commands::Waiting>,
     handing: Vec<commands::Handing>,
+    together: Vec<commands::Together>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,

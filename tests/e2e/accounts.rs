@@ -136,6 +136,7 @@ pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &st
     let request = CloseChannel {
         channel: channel.to_owned(),
         feerate_sat_per_kvb: None,
+        force: false,
         dry_run: false,
     };
     let closed = world.node(payee).ask(request).await;

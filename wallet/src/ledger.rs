@@ -10,6 +10,7 @@
 //! | funded | coins → locked, coins → fees | |
 //! | promised / held | locked → counterparty | counterparty → claims |
 //! | settled by a close | locked → coins | claims → coins, claims → fees |
+//! | settled together, nothing paid | locked → coins, locked → fees | |
 //! | settled by a refund | counterparty → locked → coins, locked → fees | claims → lost |
 //! | abandoned | all the way back | claims → lost |
 
@@ -90,7 +91,7 @@ pub struct Totals {
     pub returned: Amount,
     /// Of that, what we took back ourselves after the expiry.
     pub refunded: Amount,
-    /// Of that, what our refunds cost.
+    /// Of that, what our refunds cost, and closing together where nothing was paid.
     pub refund_fees: Amount,
     /// What our fundings cost; on top of `funded`.
     pub funding_fees: Amount,
@@ -278,7 +279,13 @@ impl Statement {
         use Account::{Claims, Coins, Counterparty, Fees, Locked, Lost};
         let moves = match (self.role, fact) {
             (_, Fact::Proposed { .. } | Fact::Agreed { .. }) => return None,
-            (_, Fact::Accepted { .. } | Fact::Closing { .. } | Fact::Refunding { .. }) => vec![],
+            (
+                _,
+                Fact::Accepted { .. }
+                | Fact::Splitting { .. }
+                | Fact::Closing { .. }
+                | Fact::Refunding { .. },
+            ) => vec![],
             (_, Fact::Funded { .. }) if self.is_funded => return None,
             (Role::Payer, Fact::Funded { fee, .. }) => {
                 self.is_funded = true;
@@ -301,18 +308,12 @@ impl Statement {
                 let back = (Counterparty, Locked, self.total);
                 let paid = (Locked, Counterparty, settlement.paid());
                 let returned = (Locked, Coins, settlement.returned);
-                let fee = match settlement.end {
-                    End::Commitment => Amount::ZERO,
-                    End::Refund => settlement.fee,
-                };
+                let fee = settlement.payer_fee();
                 self.end(Some(*settlement));
                 vec![back, paid, returned, (Locked, Fees, fee)]
             }
             (Role::Payee, Fact::Settled(settlement)) => {
-                let (received, fee) = match settlement.end {
-                    End::Commitment => (settlement.received, settlement.fee),
-                    End::Refund => (Amount::ZERO, Amount::ZERO),
-                };
+                let (received, fee) = (settlement.received, settlement.payee_fee());
                 let lost = self.total.checked_sub(received)?.checked_sub(fee)?;
                 self.end(Some(*settlement));
                 vec![
@@ -436,7 +437,7 @@ impl Statement {
                 totals.paid = self.positive(Account::Counterparty);
                 totals.refunded = ours(back);
                 totals.returned = if is_refund { Amount::ZERO } else { back };
-                totals.refund_fees = ours(self.settlement.map_or(Amount::ZERO, |s| s.fee));
+                totals.refund_fees = self.settlement.map_or(Amount::ZERO, |s| s.payer_fee());
                 totals.funding_fees = self.funding_fee;
             }
             Role::Payee => {

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use bitmesh_node::control::{
     ApiError, CALL_QUEUE, Call, Command, EVENT_BACKLOG, ErrorCode, Event, Reply,
     api::{
-        Address, Balance, Chain, Channel, ChannelClosed, ChannelRole, ChannelState, Channels,
-        ConfigChange, ConfigValue, ConfigValues, Considered, Cost, Earnings, EarningsChannel,
-        EarningsLease, Identity, Lease, LeaseCounts, LeaseState, Leases, Mode, Offer, Offers,
-        Outcome, Peer, PeerAdded, PeerDirection, Peers, PriceRule, Purchase, Quote, Reading,
-        Reason, Receipt, Refund, Role, SellLimits, SellPhase, Selling, Sent, Status, Stopping,
-        Timestamp, Totals, Transaction, TransactionKind, Transactions, Usage, UsageLine, Words,
+        Address, Balance, Chain, Channel, ChannelClosed, ChannelEnd, ChannelRole, ChannelState,
+        Channels, ConfigChange, ConfigValue, ConfigValues, Considered, Cost, Earnings,
+        EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts, LeaseState, Leases, Mode,
+        Offer, Offers, Outcome, Peer, PeerAdded, PeerDirection, Peers, PriceRule, Purchase, Quote,
+        Reading, Reason, Receipt, Refund, Role, SellLimits, SellPhase, Selling, Sent, Status,
+        Stopping, Timestamp, Totals, Transaction, TransactionKind, Transactions, Usage, UsageLine,
+        Words,
     },
     server::{Socket, serve},
 };
@@ -580,6 +581,8 @@ pub(crate) fn sent(txid: Option<&str>) -> Sent {
 pub(crate) fn channel_closed(txid: Option<&str>) -> ChannelClosed {
     ChannelClosed {
         channel: CHANNEL.into(),
+        how: ChannelEnd::Together,
+        because: None,
         txid: txid.map(str::to_owned),
         received_sat: 8_525,
         fee_sat: 205,

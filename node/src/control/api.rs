@@ -25,8 +25,8 @@ pub use market::{
     StopSelling,
 };
 pub use money::{
-    Address, Balance, Channel, ChannelClosed, ChannelRole, ChannelState, Channels, CloseChannel,
-    Earnings, EarningsChannel, EarningsLease, GetBalance, GetEarnings, ListChannels,
+    Address, Balance, Channel, ChannelClosed, ChannelEnd, ChannelRole, ChannelState, Channels,
+    CloseChannel, Earnings, EarningsChannel, EarningsLease, GetBalance, GetEarnings, ListChannels,
     ListTransactions, ReceiveCoins, Refund, RevealWords, SendCoins, Sent, Totals, Transaction,
     TransactionKind, Transactions, Words,
 };

@@ -233,6 +233,7 @@ async fn open(
         extending: Vec::new(),
         closing: Vec::new(),
         handing: Vec::new(),
+        together: Vec::new(),
         broken: false,
         next_tick: now,
         config,
