@@ -433,7 +433,7 @@ impl Books {
             Fact::Settled(settlement) => {
                 book.settlement = Some(*settlement);
                 match settlement.end {
-                    End::Commitment => What::Settlement,
+                    End::Commitment | End::Together => What::Settlement,
                     End::Refund => What::Refund,
                 }
             }
@@ -445,6 +445,7 @@ impl Books {
             Fact::Proposed { .. }
             | Fact::Accepted { .. }
             | Fact::Agreed { .. }
+            | Fact::Splitting { .. }
             | Fact::Closing { .. }
             | Fact::Refunding { .. } => return Ok(()),
         };

@@ -146,6 +146,7 @@ pub(crate) async fn close_channel(world: &World, payee: &str, channel: &str) {
     let request = CloseChannel {
         channel: channel.to_owned(),
         feerate_sat_per_kvb: None,
+        force: false,
         dry_run: false,
     };
     let closed = world.node(payee).ask(request).await;

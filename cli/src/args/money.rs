@@ -99,9 +99,16 @@ pub enum ChannelsCommand {
     #[command(after_help = "Examples:
   bitmesh channels close 90bc --dry-run
   bitmesh channels close 90bc --feerate 2
+  bitmesh channels close 90bc --force
 
-A seller takes what it was paid. A buyer gets what it did not pay when the seller closes, or all of
-it after the channel has expired; \"bitmesh channels\" shows when that is.")]
+Either side can ask. If the other is there, both sign one transaction: the seller gets what it was
+paid, the buyer the rest. The seller pays the fee, out of what it gets, and chooses the rate; only if
+nothing was paid does the buyer. A lease that is still paid from the channel ends.
+
+If the other does not answer within 15 s nothing is lost. A seller then closes alone, with one
+signature of the buyer that it holds already, for a third more of a fee. A buyer gets what it did not
+pay when the seller closes, or all of it after the channel has expired; \"bitmesh channels\" shows
+when that is.")]
     Close(ChannelCloseArgs),
 }
 
@@ -113,6 +120,9 @@ pub struct ChannelCloseArgs {
     /// Fee rate in sat/vB [default: the present estimate for 6 blocks]
     #[arg(long, value_name = "RATE")]
     pub feerate: Option<Feerate>,
+    /// Do not ask the other side: what this side can do alone, at once
+    #[arg(long)]
+    pub force: bool,
     /// Show what would come of it; broadcast nothing
     #[arg(long)]
     pub dry_run: bool,

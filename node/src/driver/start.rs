@@ -241,6 +241,7 @@ async fn open(
         handing: Vec::new(),
         moment: None,
         folding: Arc::new(Semaphore::new(1)),
+        together: Vec::new(),
         broken: false,
         next_tick: now,
         config,
