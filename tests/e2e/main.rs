@@ -10,4 +10,5 @@ mod misuse;
 mod names;
 mod node;
 mod offers;
+mod sources;
 mod trade;
