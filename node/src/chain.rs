@@ -211,12 +211,9 @@ impl Watch {
                     info!("the chain source answers again");
                     self.in_trouble = false;
                 }
-                if !self.reached {
+                // Where headers are still being read, this is not yet the end of the chain.
+                if !self.reached && tip.block.height >= tip.headers {
                     let birth = match self.birth_height {
-                        // Where headers are still being read, this is not yet the end of the chain.
-                        None if tip.block.height < tip.headers => {
-                            return self.report(ChainUpdate::Tip(tip));
-                        }
                         // A source of blocks alone takes its start on trust: one that stays.
                         None if self.source.sight() == Sight::Blocks => {
                             let deep = tip.block.height.saturating_sub(BIRTH_DEPTH);
