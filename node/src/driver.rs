@@ -155,6 +155,8 @@ struct Driver {
     /// The request whose answer is the next channel message to that peer.
     answering: Option<(NodeId, InboundId)>,
     watched: BTreeMap<bitcoin::OutPoint, money::Watched>,
+    /// Whether the chain thread was told what to follow, and with it every script known then.
+    follows_chain: bool,
     /// What the chain source is and where.
     source_name: String,
     chain_tip: Option<Tip>,

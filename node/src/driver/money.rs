@@ -212,12 +212,14 @@ impl Driver {
             debug!(%error, "a closing fee will not be shown");
         }
         match self.watcher.watch(outpoint, script.clone(), funding) {
-            Ok(()) => {
+            // Before that, it is among the scripts to begin with.
+            Ok(()) if self.follows_chain => {
                 let from = self.wallet.tip().height.saturating_sub(BLOCKS_SEARCHED);
                 let scripts = vec![script];
                 self.chain_do(ChainCommand::Watch { from, scripts });
                 self.chain_do(ChainCommand::LookAgain(outpoint));
             }
+            Ok(()) => {}
             Err(error) => error!(%channel, %error, "a channel cannot be watched"),
         }
         self.watcher_events();
@@ -471,6 +473,7 @@ impl Driver {
         start.unconfirmed.extend(watcher.unconfirmed);
         start.scripts.extend(wallet.scripts);
         start.scripts.extend(watcher.scripts);
+        self.follows_chain = true;
         // All of the wallet's are among them.
         let _ = self.wallet.take_new_scripts();
         self.chain_do(ChainCommand::Follow(start));

@@ -236,6 +236,7 @@ async fn open(
         next_request: 0,
         answering: None,
         watched: BTreeMap::new(),
+        follows_chain: false,
         source_name,
         chain_tip: None,
         told_tip: None,
