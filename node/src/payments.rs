@@ -6,6 +6,7 @@
 //! drained for what to do.
 
 mod account;
+mod closing;
 mod events;
 mod messages;
 mod output;
@@ -21,6 +22,8 @@ use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::PayFailure;
 use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
+use bitmesh_wallet::channel::batch::BatchError;
+use bitmesh_wallet::channel::closing::{Outputs, Waiting};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
 use bitmesh_wallet::channel::params::{Parties, PayeePolicy, PayerPolicy};
@@ -33,6 +36,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use self::account::Account;
+pub(crate) use self::closing::{Share, Step};
 pub(crate) use self::output::{ChainFact, Output};
 pub(crate) use self::views::{ChannelStage, ChannelView};
 
@@ -54,6 +58,9 @@ pub(crate) enum PaymentsError {
     /// The payee's machine refused.
     #[error(transparent)]
     Payee(#[from] payee::Error),
+    /// These channels cannot be closed together.
+    #[error(transparent)]
+    Together(#[from] BatchError),
 }
 
 /// What this node insists on in channels.
@@ -127,6 +134,8 @@ pub(crate) struct Payments {
     next_payee_key: u32,
     /// When each channel was proposed, for people.
     opened: BTreeMap<ProposalId, UnixTime>,
+    /// Channels that should be closed and are not, since that is not worth its fee.
+    waiting: BTreeMap<ProposalId, Waiting>,
     outputs: VecDeque<Output>,
 }
 
@@ -155,6 +164,7 @@ impl Payments {
             next_payer_key: 0,
             next_payee_key: 0,
             opened: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -510,6 +520,7 @@ impl Payments {
         for channel in self.payees.keys().copied().collect::<Vec<_>>() {
             let _ = self.tell_payee(channel, payee::Input::TipChanged(tip), now);
         }
+        self.plan_closes(tip);
     }
 
     /// The fee rate changed, in sat per virtual byte.
@@ -523,7 +534,11 @@ impl Payments {
             fact.for_payer()
                 .map(|input| self.tell_payer(channel, input, now))
         } else {
-            Some(self.tell_payee(channel, fact.for_payee(), now))
+            let outputs = match fact {
+                ChainFact::Spent(..) => self.outputs_paid_on(),
+                _ => Outputs::new(),
+            };
+            Some(self.tell_payee(channel, fact.for_payee(&outputs), now))
         };
         if let Some(Err(error)) = told {
             debug!(%error, "a fact of the chain changed nothing");

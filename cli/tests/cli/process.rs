@@ -45,7 +45,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// Every command that needs only a daemon, as it is typed.
-const COMMANDS: [&[&str]; 28] = [
+const COMMANDS: [&[&str]; 31] = [
     &["status"],
     &["id"],
     &["peers"],
@@ -81,7 +81,10 @@ const COMMANDS: [&[&str]; 28] = [
     &["wallet", "send", "bcrt1qexample", "50000sat", "--dry-run"],
     &["wallet", "backup", "--yes"],
     &["channels"],
+    &["channels", "show", "90bc"],
     &["channels", "close", "90bc", "--dry-run"],
+    &["channels", "close", "--all", "--dry-run"],
+    &["channels", "refund", "90bc"],
     &["earnings"],
     &["config", "get"],
     &["config", "set", "mesh.listen", "/ip4/0.0.0.0/tcp/6366"],
@@ -344,6 +347,7 @@ fn nothing_is_spent_without_consent() {
         let spending = |command: &Asked| match command {
             Asked::SendCoins(send) => !send.dry_run,
             Asked::CloseChannel(close) => !close.dry_run,
+            Asked::CloseAllChannels(close) => !close.dry_run,
             Asked::RevealWords(_) => true,
             _ => false,
         };
@@ -354,9 +358,10 @@ fn nothing_is_spent_without_consent() {
             .filter(|command| spending(command))
             .count()
     };
-    let commands: [&[&str]; 3] = [
+    let commands: [&[&str]; 4] = [
         &["wallet", "send", "bcrt1qexample", "50000sat"],
         &["channels", "close", "90bc"],
+        &["channels", "close", "--all"],
         &["wallet", "backup"],
     ];
     for args in commands {

@@ -25,10 +25,11 @@ pub use market::{
     StopSelling,
 };
 pub use money::{
-    Address, Balance, Channel, ChannelClosed, ChannelRole, ChannelState, Channels, CloseChannel,
-    Earnings, EarningsChannel, EarningsLease, GetBalance, GetEarnings, ListChannels,
-    ListTransactions, ReceiveCoins, Refund, RevealWords, SendCoins, Sent, Totals, Transaction,
-    TransactionKind, Transactions, Words,
+    Address, Balance, Channel, ChannelClosed, ChannelRole, ChannelState, ChannelStep, Channels,
+    ChannelsClosed, CloseAllChannels, CloseChannel, ClosedShare, Earnings, EarningsChannel,
+    EarningsLease, GetBalance, GetEarnings, JointClose, LeftOpen, ListChannels, ListTransactions,
+    ReceiveCoins, Refund, RefundChannel, RevealWords, SendCoins, Sent, ShowChannel, StepKind,
+    Totals, Transaction, TransactionKind, Transactions, Words,
 };
 pub use node::{
     AddPeer, Chain, ConfigChange, ConfigValue, ConfigValues, GetChain, GetConfig, GetId, GetStatus,

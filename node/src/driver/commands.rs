@@ -85,6 +85,19 @@ impl Driver {
                 self.answer_handed(closed, reply);
                 return ControlFlow::Continue(());
             }
+            Command::ShowChannel(wanted) => self
+                .find_channel(&wanted.channel)
+                .map(|view| self.channel_view(&view).into()),
+            Command::CloseAllChannels(wanted) => {
+                self.close_all_channels(&wanted, reply);
+                return ControlFlow::Continue(());
+            }
+            Command::RefundChannel(wanted) => {
+                let refunded = self.refund_channel_asked(&wanted);
+                let refunded = refunded.map(|(txid, closed)| (txid, Handed::Closed(closed)));
+                self.answer_handed(refunded, reply);
+                return ControlFlow::Continue(());
+            }
             Command::GetEarnings(wanted) => Ok(self.earnings_view(wanted.since_s).into()),
         };
         let _ = reply.send(outcome);

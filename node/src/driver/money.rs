@@ -8,6 +8,7 @@ use bitmesh_market::units::Msat;
 use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
 use bitmesh_wallet::chain::{BlockId, BroadcastError, ChainEvent, Start, Tip};
 use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::closing::Close;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
@@ -57,15 +58,7 @@ impl Driver {
                 } => {
                     self.watch(channel, outpoint, script, &funding);
                 }
-                Output::CloseDue {
-                    channel,
-                    blocks_left,
-                } => {
-                    warn!(%channel, blocks_left, "a channel's deadline has come; closing it");
-                    if let Err(error) = self.close_channel(channel, None) {
-                        error!(%channel, %error, "the channel could not be closed");
-                    }
-                }
+                Output::CloseDue { close, payout } => self.close_due(&close, payout),
                 Output::RefundDue { channel } => {
                     let (feerate, now) = (self.payments.feerate(), self.clock.now());
                     if let Err(error) = self.payments.refund(channel, feerate, now) {
@@ -202,6 +195,25 @@ impl Driver {
             Err(error) => error!(%channel, %error, "a channel cannot be watched"),
         }
         self.watcher_events();
+    }
+
+    /// Seller: channels whose deadline has come are closed, or more is bid for their close.
+    fn close_due(&mut self, close: &Close, payout: Option<ScriptBuf>) {
+        let payout = payout.map_or_else(|| self.wallet.change_script(), Ok);
+        match payout {
+            Ok(payout) => {
+                let (channels, feerate) = (close.members.len(), close.feerate);
+                match close.replaces {
+                    None => warn!(channels, feerate, "a deadline has come; closing channels"),
+                    Some(txid) => warn!(channels, feerate, %txid, "bidding more for a close"),
+                }
+                let now = self.clock.now();
+                self.payments.close_due(close, payout, now);
+            }
+            Err(error) => {
+                error!(%error, "no address to close to; trying again with the next block")
+            }
+        }
     }
 
     /// Seller: closes a channel with its best voucher, to a fresh script of the wallet.

@@ -4,9 +4,11 @@ use bitmesh_market::lease::LeaseId;
 use bitmesh_market::negotiation::Refusal;
 use bitmesh_market::session::{CloseReason, PauseReason};
 use bitmesh_market::time::UnixTime;
+use bitmesh_wallet::channel::deadline::Phase;
 use bitmesh_wallet::keys::Role;
 
 use crate::control::{ApiError, ErrorCode, api};
+use crate::payments::Step;
 use crate::protocol;
 
 pub(super) fn role(role: Role) -> api::Role {
@@ -204,5 +206,50 @@ mod tests {
         }
         let foreign = protocol::Refusal::new(protocol::RefusalCode::Busy, "come back later");
         assert_eq!(refusal_back(&foreign), None);
+    }
+}
+
+/// Something that happens to a channel, with its reason.
+pub(super) fn channel_step(role: Role, step: Step, height: u32) -> api::ChannelStep {
+    let (what, why) = match (step.phase, role) {
+        (Phase::Serve | Phase::Propose | Phase::Cooperate | Phase::Stop, Role::Payee) => (
+            api::StepKind::Stops,
+            "nothing more is carried on it, so that it can be closed in time",
+        ),
+        (Phase::Serve | Phase::Propose | Phase::Cooperate | Phase::Stop, Role::Payer) => (
+            api::StepKind::Stops,
+            "nothing more is paid on it; the next purchase opens another",
+        ),
+        (Phase::Close, Role::Payee) => (
+            api::StepKind::Closes,
+            "this node takes what it was paid, well before the buyer may take everything back",
+        ),
+        (Phase::Close, Role::Payer) => (
+            api::StepKind::Closes,
+            "the seller takes what it was paid; the rest comes back",
+        ),
+        (Phase::Raise, Role::Payee | Role::Payer) => (
+            api::StepKind::BidsMore,
+            "if no block has taken the close up, half as much again is bid every 6 blocks",
+        ),
+        (Phase::Last, Role::Payee | Role::Payer) => (
+            api::StepKind::BidsHalf,
+            "if no block has taken the close up, up to half of what was paid is bid",
+        ),
+        (Phase::Expired, Role::Payee) => (
+            api::StepKind::Expires,
+            "the buyer may take everything back; whoever is mined first wins",
+        ),
+        (Phase::Expired, Role::Payer) => (
+            api::StepKind::Expires,
+            "this node takes back all that the seller has not claimed",
+        ),
+    };
+    let at = step.height.get();
+    api::ChannelStep {
+        what,
+        height: at,
+        in_blocks: at.saturating_sub(height),
+        why: why.to_owned(),
     }
 }

@@ -152,6 +152,14 @@ impl Payments {
                         }) {
                             channel.ending = Some((*tx).clone());
                         }
+                        // Channels that end in one transaction each want it broadcast.
+                        let is_queued = |output: &Output| match output {
+                            Output::Broadcast(queued) => *queued == tx,
+                            _ => false,
+                        };
+                        if self.outputs.iter().any(is_queued) {
+                            continue;
+                        }
                         Output::Broadcast(tx)
                     }
                     payee::Output::Watch {
@@ -224,12 +232,11 @@ impl Payments {
                     self.budget.lost(proposal, tip);
                 }
             }
-            payee::Event::CloseDue { blocks_left, .. } => {
-                self.outputs.push_back(Output::CloseDue {
-                    channel: proposal,
-                    blocks_left,
-                });
-            }
+            // Closes are planned for all channels at once, after each block. Nothing carries a channel
+            // over or closes it together with its buyer yet: it is used until service stops.
+            payee::Event::CloseDue { .. }
+            | payee::Event::RolloverDue { .. }
+            | payee::Event::CooperationDue { .. } => return,
             payee::Event::FundingDropped | payee::Event::FundingFound if is_in_use => {
                 let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
                 self.outputs.extend(lease.map(|lease| match event {

@@ -1,9 +1,10 @@
 //! What people may see of channels.
 
-use bitcoin::{Amount, OutPoint, Txid};
+use bitcoin::{Amount, OutPoint, Transaction, Txid};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
+use bitmesh_wallet::channel::batch::fee_share;
 use bitmesh_wallet::channel::record::{End, Settlement};
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 use bitmesh_wallet::keys::Role;
@@ -53,6 +54,8 @@ pub(crate) struct ChannelView {
     pub(crate) funding: Option<OutPoint>,
     pub(crate) expiry: u32,
     pub(crate) settlement: Option<Settlement>,
+    /// The transaction that this node has made to end it.
+    pub(crate) ending: Option<Txid>,
     /// What this node has paid the miners for it.
     pub(crate) fees: Amount,
     pub(crate) opened_at: UnixTime,
@@ -110,6 +113,7 @@ impl Payments {
                 funding: channel.funding,
                 expiry: machine.open().expiry.get(),
                 settlement: machine.settlement(),
+                ending: channel.ending.as_ref().map(Transaction::compute_txid),
                 fees: fees(channel.fees, machine.settlement(), End::Refund),
                 opened_at: self.opened_at(proposal),
             });
@@ -138,6 +142,7 @@ impl Payments {
             funding: channel.funding,
             expiry: open.expiry.get(),
             settlement: machine.settlement(),
+            ending: channel.ending.as_ref().map(Transaction::compute_txid),
             fees: fees(channel.fees, machine.settlement(), End::Commitment),
             opened_at: self.opened_at(proposal),
         })
@@ -154,23 +159,22 @@ impl Payments {
 
     /// The transaction that this node has made to end a channel, what it brings, and its fee.
     pub(crate) fn ending_of(&self, proposal: ProposalId) -> Option<(Txid, Amount, Amount)> {
-        let payer = self
-            .payers
-            .get(&proposal)
-            .map(|c| (&c.ending, c.machine.open().capacity));
-        let payee = self
-            .payees
-            .get(&proposal)
-            .map(|c| (&c.ending, c.machine.contract().open().capacity));
-        let (ending, capacity) = payer.or(payee)?;
-        let ending = ending.as_ref()?;
-        // The payee's payout is the last output; the payer's change, if any, stands before it.
-        let received = ending.output.last()?.value;
-        let out = ending
-            .output
+        if let Some(channel) = self.payers.get(&proposal) {
+            let ending = channel.ending.as_ref()?;
+            let received = ending.output.last()?.value;
+            let fee = channel.machine.open().capacity.checked_sub(received)?;
+            return Some((ending.compute_txid(), received, fee));
+        }
+        let channel = self.payees.get(&proposal)?;
+        let ending = channel.ending.as_ref()?;
+        let spent = self.outputs_paid_on().spent_in(ending)?;
+        let place = ending
+            .input
             .iter()
-            .try_fold(Amount::ZERO, |sum, o| sum.checked_add(o.value))?;
-        Some((ending.compute_txid(), received, capacity.checked_sub(out)?))
+            .position(|input| Some(input.previous_output) == channel.funding)?;
+        let fee = fee_share(ending, place, spent);
+        let received = channel.machine.held().checked_sub(fee)?;
+        Some((ending.compute_txid(), received, fee))
     }
 
     /// What is locked in channels this node pays from and not paid, and what it is paid and has not

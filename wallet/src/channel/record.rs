@@ -140,6 +140,23 @@ impl Settlement {
             End::Refund => Amount::ZERO,
         }
     }
+
+    /// The same settlement with `fee` taken out of what the payee received: its share of the fee of
+    /// a transaction that closed several channels ([`fee_share`](super::batch::fee_share)). What
+    /// was paid stays as it was. Bears at most what was received; a refund bears nothing more.
+    #[must_use]
+    pub fn bear(self, fee: Amount) -> Self {
+        let paid = self.paid();
+        let fee = fee.min(paid);
+        match (self.end, paid.checked_sub(fee)) {
+            (End::Commitment, Some(received)) => Self {
+                received,
+                fee,
+                ..self
+            },
+            (End::Commitment, None) | (End::Refund, _) => self,
+        }
+    }
 }
 
 impl Record {

@@ -12,10 +12,11 @@ use bitcoin::{Amount, FeeRate, ScriptBuf, Transaction};
 
 use super::{Acceptance, CloseError, Error, Event, Input, Output, Sighting};
 use crate::channel::TrancheIndex;
+use crate::channel::batch;
 use crate::channel::deadline::{BlockHeight, Phase};
 use crate::channel::message::{Accept, Depth, Funding, Kind, Message, Open};
 use crate::channel::params::{Contract, FINAL_DEPTH, OpenError, PayeePolicy};
-use crate::channel::record::{Fact, Record};
+use crate::channel::record::{End, Fact, Record};
 use crate::channel::tx;
 use crate::channel::voucher::Voucher;
 
@@ -112,13 +113,15 @@ impl Payee {
                 }
             }
             Input::ZeroConfGranted { limit } => self.granted(limit),
-            Input::Spent { tx, height } => self.spent(&tx, height),
+            Input::Spent { tx, height } => self.spent(&tx, height, None),
+            Input::SpentTogether { tx, height, spent } => self.spent(&tx, height, Some(spent)),
             Input::Unspent => {
                 if let State::Funded(funded) = &mut self.state {
                     funded.spent = None;
                 }
             }
             Input::CloseAsked { payout, feerate } => self.close(&payout, feerate)?,
+            Input::CloseTogether { tx } => self.close_together(*tx)?,
             Input::AbandonAsked => match self.state {
                 State::Accepted => self.abandon(),
                 State::Funded(_) | State::Settled { .. } => return Err(Error::Funded),
@@ -376,7 +379,8 @@ impl Payee {
             State::Accepted | State::Settled { .. } | State::Abandoned => {}
             State::Funded(funded) => {
                 let (is_ending, held) = (funded.spent.is_some(), funded.held_total());
-                let is_due = phase >= Phase::Close || (is_returning && phase >= Phase::Stop);
+                funded.is_late |= is_returning && phase >= Phase::Stop;
+                let is_due = phase >= Phase::Close || funded.is_late;
                 let is_open = funded.close.is_none() && !is_ending;
                 let has_news = phase >= Phase::Stop && !funded.has_stopped;
                 funded.has_stopped |= has_news;
@@ -390,9 +394,13 @@ impl Payee {
                 if let Some(close) = rebroadcast {
                     self.outputs.push_back(Output::Broadcast(Box::new(close)));
                 }
+                let blocks_left = tip.blocks_until(expiry);
                 if is_due && is_open && held > Amount::ZERO {
-                    let blocks_left = tip.blocks_until(expiry);
                     self.notify(Event::CloseDue { held, blocks_left });
+                } else if is_open && phase == Phase::Propose {
+                    self.notify(Event::RolloverDue { blocks_left });
+                } else if is_open && phase == Phase::Cooperate {
+                    self.notify(Event::CooperationDue { blocks_left });
                 }
                 if is_buried {
                     self.settle();
@@ -412,23 +420,53 @@ impl Payee {
             return Err(CloseError::NothingHeld);
         }
         let tx = tx::commitment(&funded.tranche, voucher, &self.keypair, payout, feerate)?;
-        funded.close = Some(tx.clone());
+        self.close_with(tx);
+        Ok(())
+    }
+
+    fn close_together(&mut self, tx: Transaction) -> Result<(), CloseError> {
+        let State::Funded(funded) = &self.state else {
+            return Err(CloseError::NothingHeld);
+        };
+        if funded.spent.as_ref().is_some_and(|spend| spend.is_mined) {
+            return Err(CloseError::NothingHeld);
+        }
+        let total = funded.held.map(|voucher| voucher.total);
+        let settlement = funded.tranche.settlement(&tx, None);
+        let pays = settlement.is_some_and(|settlement| {
+            settlement.end == End::Commitment && Some(settlement.paid()) == total
+        });
+        if !pays {
+            return Err(CloseError::Elsewhere);
+        }
+        self.close_with(tx);
+        Ok(())
+    }
+
+    fn close_with(&mut self, tx: Transaction) {
+        if let State::Funded(funded) = &mut self.state {
+            funded.close = Some(tx.clone());
+        }
         let txid = tx.compute_txid();
         let tx = Box::new(tx);
         self.persist(Fact::Closing { tx: tx.clone() });
         self.outputs.push_back(Output::Broadcast(tx));
         self.notify(Event::Closing { txid });
         self.limit_may_have_changed();
-        Ok(())
     }
 
-    fn spent(&mut self, tx: &Transaction, height: Option<BlockHeight>) {
+    fn spent(&mut self, tx: &Transaction, height: Option<BlockHeight>, spent: Option<Amount>) {
         let State::Funded(funded) = &mut self.state else {
             return;
         };
-        let Some(settlement) = funded.tranche.settlement(tx, height) else {
+        let Some(mut settlement) = funded.tranche.settlement(tx, height) else {
             return;
         };
+        let outpoint = funded.tranche.outpoint();
+        let place = tx.input.iter().position(|i| i.previous_output == outpoint);
+        if let (Some(spent), Some(place)) = (spent, place) {
+            settlement = settlement.bear(batch::fee_share(tx, place, spent));
+        }
         let is_news = funded
             .spent
             .as_ref()

@@ -30,6 +30,8 @@ pub(super) struct Funded {
     /// The limit last told to the payer and the node.
     pub(super) told_limit: Amount,
     pub(super) has_stopped: bool,
+    /// Whether we came back so near the expiry that we close before we serve.
+    pub(super) is_late: bool,
     pub(super) close: Option<Transaction>,
     pub(super) spent: Option<Spend>,
 }
@@ -78,6 +80,7 @@ impl Funded {
             chain: Chain::Unseen,
             told_limit: Amount::ZERO,
             has_stopped: false,
+            is_late: false,
             close: None,
             spent: None,
         }

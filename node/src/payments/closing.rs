@@ -1,0 +1,226 @@
+//! Ending the channels that this node is paid on: which, when, with whom together, at what bid.
+
+use std::time::Instant;
+
+use bitcoin::{Amount, FeeRate, Script, ScriptBuf, Transaction, Txid};
+use bitmesh_wallet::channel::batch::{self, fee_share};
+use bitmesh_wallet::channel::closing::{self, Claim, Close, Outputs, Plan, Waiting};
+use bitmesh_wallet::channel::deadline::{BlockHeight, Margins, Phase};
+use bitmesh_wallet::channel::{ProposalId, payee};
+use bitmesh_wallet::keys::Role;
+use tracing::{error, info, warn};
+
+use super::views::{ChannelStage, ChannelView};
+use super::{Output, Payments, PaymentsError};
+
+/// What one channel gets out of the transaction that ends it, and what it bears of the fee.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) channel: ProposalId,
+    pub(crate) received: Amount,
+    pub(crate) fee: Amount,
+}
+
+/// Something that will happen to a channel at a height, unless it ends before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) height: BlockHeight,
+    pub(crate) phase: Phase,
+}
+
+impl Payments {
+    /// Asks for the closes that this block calls for.
+    pub(super) fn plan_closes(&mut self, tip: BlockHeight) {
+        let going = self.feerate;
+        let plan = closing::plan(&self.claims(), tip, going, &self.policy.payee.margins);
+        for close in plan.closes {
+            let payout = close.replaces.and_then(|txid| self.payout_of(txid));
+            self.outputs.push_back(Output::CloseDue { close, payout });
+        }
+        let before = std::mem::take(&mut self.waiting);
+        for waiting in plan.waiting {
+            let Waiting {
+                channel,
+                total,
+                fee,
+                feerate,
+            } = waiting;
+            if !before.contains_key(&channel) {
+                warn!(%channel, %total, %fee, feerate, "closing is not worth its fee now; waiting");
+                self.outputs.push_back(Output::Changed(channel));
+            }
+            self.waiting.insert(channel, waiting);
+        }
+        for channel in before.into_keys() {
+            if !self.waiting.contains_key(&channel) {
+                info!(%channel, "closing is worth its fee again");
+                self.outputs.push_back(Output::Changed(channel));
+            }
+        }
+    }
+
+    /// What closing every channel that is worth it would take, each with as many others as fit.
+    pub(crate) fn plan_to_close_all(&self, feerate: FeeRate) -> Plan {
+        closing::together(&self.claims(), feerate.to_sat_per_vb_ceil())
+    }
+
+    /// The transaction that would end these channels, and what each gets out of it. Nothing is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`PaymentsError::Unknown`] if one of them has no voucher, or why they cannot be closed so.
+    pub(crate) fn draft_close(
+        &self,
+        members: &[ProposalId],
+        payout: &Script,
+        feerate: FeeRate,
+    ) -> Result<(Transaction, Vec<Share>), PaymentsError> {
+        let parts = members
+            .iter()
+            .map(|id| self.payees.get(id)?.machine.member())
+            .collect::<Option<Vec<_>>>()
+            .ok_or(PaymentsError::Unknown)?;
+        let tx = batch::commitments(&parts, payout, feerate)?;
+        let spent = self.outputs_paid_on().spent_in(&tx);
+        let shares = members
+            .iter()
+            .zip(&parts)
+            .map(|(channel, part)| {
+                let outpoint = part.tranche.outpoint();
+                let place = tx.input.iter().position(|i| i.previous_output == outpoint);
+                let fee = place
+                    .zip(spent)
+                    .map_or(Amount::ZERO, |(place, spent)| fee_share(&tx, place, spent));
+                Share {
+                    channel: *channel,
+                    received: part.voucher.total.checked_sub(fee).unwrap_or(Amount::ZERO),
+                    fee,
+                }
+            })
+            .collect();
+        Ok((tx, shares))
+    }
+
+    /// Ends these channels in one transaction. It is broadcast after all of them have written it down.
+    ///
+    /// # Errors
+    ///
+    /// As [`draft_close`](Self::draft_close); nothing was signed then.
+    pub(crate) fn close_together(
+        &mut self,
+        members: &[ProposalId],
+        payout: ScriptBuf,
+        feerate: FeeRate,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        if let [channel] = members {
+            return self.close(*channel, payout, feerate, now);
+        }
+        let (tx, _) = self.draft_close(members, &payout, feerate)?;
+        let tx = Box::new(tx);
+        for channel in members {
+            let tx = tx.clone();
+            self.tell_payee(*channel, payee::Input::CloseTogether { tx }, now)?;
+        }
+        self.outputs
+            .retain(|output| !matches!(output, Output::Broadcast(queued) if *queued == tx));
+        self.outputs.push_back(Output::Broadcast(tx));
+        Ok(())
+    }
+
+    /// Does what [`Output::CloseDue`] asked for. Where the channels cannot be closed together, each is
+    /// closed alone: a fault in one must not keep the money of the others.
+    pub(crate) fn close_due(&mut self, close: &Close, payout: ScriptBuf, now: Instant) {
+        let Some(feerate) = FeeRate::from_sat_per_vb(close.feerate) else {
+            error!(feerate = close.feerate, "a bid that is no fee rate");
+            return;
+        };
+        let members = &close.members;
+        let together = self.close_together(members, payout.clone(), feerate, now);
+        let Err(problem) = together else {
+            return;
+        };
+        if members.len() > 1 {
+            error!(%problem, "channels could not be closed together; closing each alone");
+            for channel in members {
+                if let Err(problem) = self.close(*channel, payout.clone(), feerate, now) {
+                    error!(%channel, %problem, "the channel could not be closed");
+                }
+            }
+        } else {
+            error!(%problem, ?members, "the channel could not be closed");
+        }
+    }
+
+    fn claims(&self) -> Vec<Claim> {
+        let outputs = self.outputs_paid_on();
+        let payees = self.payees.values();
+        payees
+            .filter_map(|channel| channel.machine.claim(&outputs))
+            .collect()
+    }
+
+    /// The funding outputs of all channels that this node is paid on.
+    pub(super) fn outputs_paid_on(&self) -> Outputs {
+        let mut outputs = Outputs::new();
+        for channel in self.payees.values() {
+            if let Some(outpoint) = channel.funding {
+                let capacity = channel.machine.contract().open().capacity;
+                outputs.insert(outpoint, capacity, channel.machine.taken_by());
+            }
+        }
+        outputs
+    }
+
+    /// Where a close of ours pays to: the last output.
+    fn payout_of(&self, txid: Txid) -> Option<ScriptBuf> {
+        let mut closes = self.payees.values().filter_map(|c| c.machine.closes_with());
+        let close = closes.find(|tx| tx.compute_txid() == txid)?;
+        close
+            .output
+            .last()
+            .map(|output| output.script_pubkey.clone())
+    }
+
+    /// Why a channel that should be closed is not.
+    pub(crate) fn waiting(&self, channel: ProposalId) -> Option<Waiting> {
+        self.waiting.get(&channel).copied()
+    }
+
+    /// What is still to come for a channel, soonest first. Empty where its end is on its way or the
+    /// height of the chain is not known.
+    pub(crate) fn steps(&self, view: &ChannelView) -> Vec<Step> {
+        let is_running = match view.stage {
+            ChannelStage::Unconfirmed | ChannelStage::Open | ChannelStage::Conflicted => true,
+            // What was closed before its time is not raised before its time, but then it is.
+            ChannelStage::Closing | ChannelStage::Refunding => false,
+            ChannelStage::Opening | ChannelStage::Closed | ChannelStage::Abandoned => false,
+        };
+        let (true, Some(mut tip)) = (is_running, self.tip) else {
+            return Vec::new();
+        };
+        let margins: &Margins = match view.role {
+            Role::Payer => &self.policy.payer.margins,
+            Role::Payee => &self.policy.payee.margins,
+        };
+        let mut steps = Vec::new();
+        while let Some((height, phase)) = margins.next(BlockHeight::new(view.expiry), tip) {
+            if is_shown(view.role, phase) {
+                steps.push(Step { height, phase });
+            }
+            tip = height;
+        }
+        steps
+    }
+}
+
+/// Whether something happens to see for this side. Carrying a channel over and closing it together
+/// are proposed to nobody yet.
+const fn is_shown(role: Role, phase: Phase) -> bool {
+    match (role, phase) {
+        (_, Phase::Serve | Phase::Propose | Phase::Cooperate) => false,
+        (_, Phase::Stop | Phase::Close | Phase::Expired) => true,
+        (Role::Payee, Phase::Raise | Phase::Last) => true,
+        (Role::Payer, Phase::Raise | Phase::Last) => false,
+    }
+}
