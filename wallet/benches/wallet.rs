@@ -259,7 +259,6 @@ fn journal(c: &mut Criterion) {
     group.finish();
 }
 
-#[expect(clippy::disallowed_methods, reason = "a benchmark is about time")]
 /// The goal is one second for sixty channels, on a machine that does little else.
 fn batch(c: &mut Criterion) {
     let payee = keypair(2);
@@ -286,6 +285,7 @@ fn batch(c: &mut Criterion) {
     });
 }
 
+#[expect(clippy::disallowed_methods, reason = "a benchmark is about time")]
 fn timed(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
     work();

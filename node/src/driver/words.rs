@@ -194,21 +194,6 @@ pub(super) fn refusal_back(refused: &protocol::Refusal) -> Option<Refusal> {
     Refusal::from_code(number.parse().ok()?)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_survives_the_wire() {
-        for code in 1..=13 {
-            let said = Refusal::from_code(code).unwrap();
-            assert_eq!(refusal_back(&refusal(said)), Some(said));
-        }
-        let foreign = protocol::Refusal::new(protocol::RefusalCode::Busy, "come back later");
-        assert_eq!(refusal_back(&foreign), None);
-    }
-}
-
 /// Something that happens to a channel, with its reason.
 pub(super) fn channel_step(role: Role, step: Step, height: u32) -> api::ChannelStep {
     let (what, why) = match (step.phase, role) {
@@ -251,5 +236,20 @@ pub(super) fn channel_step(role: Role, step: Step, height: u32) -> api::ChannelS
         height: at,
         in_blocks: at.saturating_sub(height),
         why: why.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_survives_the_wire() {
+        for code in 1..=13 {
+            let said = Refusal::from_code(code).unwrap();
+            assert_eq!(refusal_back(&refusal(said)), Some(said));
+        }
+        let foreign = protocol::Refusal::new(protocol::RefusalCode::Busy, "come back later");
+        assert_eq!(refusal_back(&foreign), None);
     }
 }
