@@ -165,6 +165,11 @@ impl Output {
         write_line(line)
     }
 
+    /// Prints a document that is for other programs.
+    pub(crate) fn bytes(&self, bytes: &[u8]) -> Result<(), OutputError> {
+        write_bytes(bytes)
+    }
+
     /// Says what is going on, to stderr; nothing with `--quiet`.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet {

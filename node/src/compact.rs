@@ -29,12 +29,21 @@ pub(crate) fn compact(entries: &[Entry]) -> Option<Vec<Entry>> {
     }
     let stays =
         |(index, key): (usize, &Option<_>)| key.is_none_or(|key| last.get(&key) == Some(&index));
-    let kept: Vec<Entry> = keys
+    let mut kept: Vec<Entry> = keys
         .iter()
         .enumerate()
         .filter(|(index, key)| stays((*index, key)))
         .map(|(index, _)| entries[index].clone())
         .collect();
+    // A mark of time with nothing between it and the next says nothing.
+    let is_mark = |entry: &Entry| entry.0 == Kind::Moment as u8;
+    kept.dedup_by(|later, earlier| {
+        let is_bare = is_mark(later) && is_mark(earlier);
+        if is_bare {
+            std::mem::swap(later, earlier);
+        }
+        is_bare
+    });
     (kept.len() <= entries.len() / 2).then_some(kept)
 }
 

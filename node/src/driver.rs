@@ -36,7 +36,7 @@ use bitmesh_wallet::chain::{BlockId, Tip};
 use bitmesh_wallet::keys::Keys;
 use bitmesh_wallet::onchain::{SpendError, Wallet};
 use bitmesh_wallet::store::Journal;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -51,10 +51,11 @@ use crate::chain::{Chain, ChainCommand, ChainUpdate};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{Call, api};
+use crate::ledger::MOMENT_EVERY;
 use crate::link::LinkEvent;
 use crate::mesh::{self, InboundId, Mesh, MeshStream, OpenError, RequestId};
 use crate::payments::Payments;
-use crate::records::Kind;
+use crate::records::{Codec, Kind, MomentRecord};
 use crate::tunnel::Ended;
 
 pub use self::start::{StartError, run};
@@ -164,6 +165,11 @@ struct Driver {
     extending: Vec<commands::Waiting>,
     closing: Vec<commands::Waiting>,
     handing: Vec<commands::Handing>,
+    /// The last mark of time in the journal.
+    moment: Option<UnixTime>,
+    /// Held by whoever folds the journal: it takes memory, so one at a time.
+    folding: Arc<Semaphore>,
+    together: Vec<commands::Together>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,
@@ -365,11 +371,30 @@ impl Driver {
     }
 
     fn persist_raw(&mut self, kind: u8, bytes: &[u8]) {
-        let written = tokio::task::block_in_place(|| self.journal.append(kind, bytes));
+        let moment = self.moment_due();
+        let written = tokio::task::block_in_place(|| {
+            if let Some(moment) = moment {
+                self.journal
+                    .append_deferred(Kind::Moment as u8, &moment.to_bytes())?;
+            }
+            self.journal.append(kind, bytes)
+        });
         if let Err(error) = written {
             error!(%error, "the journal cannot be written; stopping before anything is promised");
             self.broken = true;
         }
+    }
+
+    /// The mark of time to write ahead of the next record, if the last one is too old or, since clocks
+    /// are set back, too young.
+    fn moment_due(&mut self) -> Option<MomentRecord> {
+        let now = self.unix();
+        let is_near = |last: UnixTime| now.secs().abs_diff(last.secs()) < MOMENT_EVERY.as_secs();
+        if self.moment.is_some_and(is_near) {
+            return None;
+        }
+        self.moment = Some(now);
+        Some(MomentRecord::new(now))
     }
 
     fn mesh_do(&self, command: mesh::Command) {

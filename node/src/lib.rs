@@ -1,5 +1,6 @@
 //! A BitMesh node: mesh, tunnels, payments and control, joined by one driver loop.
 
+pub mod backup;
 mod cache;
 mod chain;
 mod clock;
@@ -7,6 +8,7 @@ mod compact;
 pub mod config;
 pub mod control;
 mod driver;
+mod ledger;
 mod link;
 pub mod mesh;
 pub mod paths;

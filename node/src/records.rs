@@ -22,6 +22,10 @@ pub(crate) enum Kind {
     Opened = 18,
     /// A [`WrittenOffRecord`].
     WrittenOff = 19,
+    /// A [`MomentRecord`].
+    Moment = 20,
+    /// A [`RestoredRecord`].
+    Restored = 21,
 }
 
 /// How a record is written down: CBOR.
@@ -42,6 +46,8 @@ pub(crate) trait Codec: Serialize + DeserializeOwned {
 impl Codec for LeaseRecord {}
 impl Codec for OpenedRecord {}
 impl Codec for WrittenOffRecord {}
+impl Codec for MomentRecord {}
+impl Codec for RestoredRecord {}
 
 /// A lease was signed by both: from here on its session exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,5 +131,46 @@ impl WrittenOffRecord {
 
     pub(crate) fn total(&self) -> Msat {
         Msat::from_msat(self.total)
+    }
+}
+
+/// What follows was written at this time or soon after, up to the next of these. For people and their
+/// books: nothing is decided by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MomentRecord {
+    at: u64,
+}
+
+impl MomentRecord {
+    pub(crate) const fn new(at: UnixTime) -> Self {
+        Self { at: at.secs() }
+    }
+
+    pub(crate) const fn at(&self) -> UnixTime {
+        UnixTime::from_secs(self.at)
+    }
+}
+
+/// The journal was restored from a backup: what came after that is not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RestoredRecord {
+    at: u64,
+    /// Where the indexes of channel keys go on, as payer and as payee: those between were perhaps used.
+    next_payer_key: u32,
+    next_payee_key: u32,
+}
+
+impl RestoredRecord {
+    pub(crate) fn new(at: UnixTime, (next_payer_key, next_payee_key): (u32, u32)) -> Self {
+        Self {
+            at: at.secs(),
+            next_payer_key,
+            next_payee_key,
+        }
+    }
+
+    /// The first unused index as payer, and as payee.
+    pub(crate) fn next_indexes(&self) -> (u32, u32) {
+        (self.next_payer_key, self.next_payee_key)
     }
 }

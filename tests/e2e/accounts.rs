@@ -2,7 +2,8 @@
 
 use bitcoin::{Amount, Txid};
 use bitmesh_node::control::api::{
-    Buy, Channel, ChannelRole, ChannelState, CloseChannel, CloseLease, Lease, LeaseState, Role,
+    Buy, Channel, ChannelRole, ChannelState, CloseChannel, CloseLease, GetEarnings, Lease,
+    LeaseState, Role,
 };
 use bitmesh_testnet::books::{self, Books, Opening};
 use bitmesh_tests::{Content, NodeSpec, PATIENCE, World, wait};
@@ -133,9 +134,19 @@ pub(crate) async fn close(world: &World, buyer: &str, seller: &str, lease: &str)
 
 /// Has the payee close a channel, and mines until that is final for both.
 pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &str) -> Channel {
+    close_channel(world, payee, channel).await;
+    world.mine(FINAL).await;
+    let closed = ChannelState::Closed;
+    world.until_channel(payee, channel, closed).await;
+    world.until_channel(payer, channel, closed).await
+}
+
+/// Has the payee close a channel. Its close is in the mempool then.
+pub(crate) async fn close_channel(world: &World, payee: &str, channel: &str) {
     let request = CloseChannel {
         channel: channel.to_owned(),
         feerate_sat_per_kvb: None,
+        force: false,
         dry_run: false,
     };
     let closed = world.node(payee).ask(request).await;
@@ -143,10 +154,6 @@ pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &st
     assert!(closed.broadcast, "{closed:#?}");
     let closing: Txid = closed.txid.expect("it was no dry run").parse().unwrap();
     assert!(world.chain().mempool().unwrap().contains(&closing));
-    world.mine(FINAL).await;
-    let closed = ChannelState::Closed;
-    world.until_channel(payee, channel, closed).await;
-    world.until_channel(payer, channel, closed).await
 }
 
 /// Closes every lease and settles every channel of a network, and checks that the books add up.
@@ -157,6 +164,7 @@ pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &st
 ///
 /// Panics with every figure that does not agree with another.
 pub(crate) async fn balance(world: &World, opening: &Opening, delivered: &[(&str, u64)]) -> Books {
+    audited(world).await;
     for node in world.nodes() {
         let name = node.name();
         for lease in world.leases(name).await {
@@ -170,6 +178,7 @@ pub(crate) async fn balance(world: &World, opening: &Opening, delivered: &[(&str
             }
         }
     }
+    audited(world).await;
     let books = books::audit(world, opening, delivered).await;
     let books = books.unwrap_or_else(|error| panic!("{error}"));
     let wrong: Vec<_> = books.check().iter().map(ToString::to_string).collect();
@@ -179,6 +188,39 @@ pub(crate) async fn balance(world: &World, opening: &Opening, delivered: &[(&str
         wrong.join("\n")
     );
     books
+}
+
+/// Has every node audit itself.
+///
+/// # Panics
+///
+/// Panics with everything that a node finds.
+pub(crate) async fn audited(world: &World) {
+    world.until_all_see_the_chain().await;
+    for node in world.nodes() {
+        audited_node(world, node.name()).await;
+    }
+}
+
+/// Has a node that sees the chain audit itself: journal, sessions, channels, meters, signatures and
+/// chain.
+///
+/// # Panics
+///
+/// As [`audited`].
+pub(crate) async fn audited_node(world: &World, node: &str) {
+    let request = GetEarnings {
+        audit: true,
+        ..GetEarnings::default()
+    };
+    let earnings = world.node(node).ask(request).await;
+    let earnings = earnings.unwrap_or_else(|error| panic!("{error}"));
+    let audit = earnings.audit.expect("it was asked for");
+    assert!(audit.chain, "{node} has not read the chain");
+    assert!(
+        audit.misfits.is_empty() && audit.disagreements.is_empty(),
+        "{node} does not agree with itself: {audit:#?}"
+    );
 }
 
 fn name_of<'a>(world: &'a World, id: &str) -> &'a str {

@@ -7,8 +7,8 @@ use bitmesh_testnet::books::audit;
 use bitmesh_tests::{PATIENCE, World, wait};
 
 use crate::accounts::{
-    FINAL, FUNDS, MB, PRICE, balance, buy, buyer, close, confirm, file, finish, open, pair, seller,
-    settle, slow_seller, until_received,
+    FINAL, FUNDS, MB, PRICE, audited_node, balance, buy, buyer, close, confirm, file, finish, open,
+    pair, seller, settle, slow_seller, until_received,
 };
 
 /// The shortest life of a channel, in blocks.
@@ -21,7 +21,7 @@ async fn short_lived() -> World {
 }
 
 /// Mines to `height` and waits until a node that runs has seen it.
-async fn mine_to(world: &World, height: u32, node: &str) {
+pub(crate) async fn mine_to(world: &World, height: u32, node: &str) {
     let now = world.chain().height().unwrap();
     let blocks = height.checked_sub(now).expect("the height is to come");
     world.chain().mine(blocks).unwrap();
@@ -30,7 +30,7 @@ async fn mine_to(world: &World, height: u32, node: &str) {
 }
 
 /// Waits until something is in the mempool, which a block would take up.
-async fn until_broadcast(world: &World, what: &str) {
+pub(crate) async fn until_broadcast(world: &World, what: &str) {
     let seen = wait::until_async(PATIENCE, what, || async {
         (!world.chain().mempool().unwrap().is_empty()).then_some(())
     });
@@ -55,9 +55,11 @@ async fn a_buyer_whose_seller_vanished_takes_everything_back_after_expiry() {
     );
     mine_to(&world, expiry, "bob").await;
     until_broadcast(&world, "the refund").await;
+    audited_node(&world, "bob").await;
     mine_to(&world, expiry + FINAL, "bob").await;
     let closed = ChannelState::Closed;
     let channel = world.until_channel("bob", &before.id, closed).await;
+    audited_node(&world, "bob").await;
 
     // Not even what was paid is lost: the seller never claimed it.
     let refund = channel.closing_txid.unwrap().parse().unwrap();

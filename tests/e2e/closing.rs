@@ -1,9 +1,9 @@
-//! A seller ends channels: all together when it is told to, and by itself when they are about to
+//! A seller ends channels: all in one batch when it is told to, and by itself when they are about to
 //! expire.
 
 use bitcoin::Txid;
 use bitmesh_node::control::api::{
-    ChannelRole, ChannelState, CloseAllChannels, JointClose, LeaseState, RefundChannel,
+    BatchClose, ChannelRole, ChannelState, CloseAllChannels, LeaseState, RefundChannel,
     ShowChannel, StepKind,
 };
 use bitmesh_testnet::books::Opening;
@@ -31,7 +31,7 @@ async fn two_buyers() -> (World, Opening) {
     (world, opening)
 }
 
-fn the_one(closes: &[JointClose]) -> &JointClose {
+fn the_one(closes: &[BatchClose]) -> &BatchClose {
     match closes {
         [close] => close,
         other => panic!("{other:#?}"),

@@ -11,4 +11,6 @@ mod misuse;
 mod names;
 mod node;
 mod offers;
+mod together;
 mod trade;
+mod words;

@@ -9,8 +9,9 @@
 //! |---|---|---|
 //! | funded | coins → locked, coins → fees | |
 //! | promised / held | locked → counterparty | counterparty → claims |
-//! | settled by a close | locked → coins | claims → coins, claims → fees |
-//! | settled by a refund | counterparty → locked → coins, locked → fees | claims → lost |
+//! | settled by a close | locked → coins, unclaimed → locked | claims → coins, claims → fees |
+//! | settled together, nothing paid | locked → coins, locked → fees | |
+//! | settled by a refund | unclaimed → locked → coins, locked → fees | claims → lost |
 //! | abandoned | all the way back | claims → lost |
 
 use std::collections::BTreeMap;
@@ -28,8 +29,11 @@ pub enum Account {
     Coins,
     /// In funding outputs of ours, not promised to anyone.
     Locked,
-    /// With the other side: positive is what we paid, negative what we earned.
+    /// With the other side, in vouchers: positive is what we signed, negative what we were given.
     Counterparty,
+    /// Payer: below zero by what was signed and never taken on the chain. Above zero by what was taken
+    /// beyond what we know to have signed, which only lost records can explain.
+    Unclaimed,
     /// Vouchers held and not yet settled on the chain.
     Claims,
     /// With the miners, paid by us.
@@ -38,7 +42,7 @@ pub enum Account {
     Lost,
 }
 
-const ACCOUNTS: usize = 6;
+const ACCOUNTS: usize = 7;
 
 /// One movement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +94,7 @@ pub struct Totals {
     pub returned: Amount,
     /// Of that, what we took back ourselves after the expiry.
     pub refunded: Amount,
-    /// Of that, what our refunds cost.
+    /// Of that, what our refunds cost, and closing together where nothing was paid.
     pub refund_fees: Amount,
     /// What our fundings cost; on top of `funded`.
     pub funding_fees: Amount,
@@ -275,10 +279,16 @@ impl Statement {
 
     /// What `fact` moves. `None` if it does not follow.
     fn apply(&mut self, fact: &Fact) -> Option<Vec<(Account, Account, Amount)>> {
-        use Account::{Claims, Coins, Counterparty, Fees, Locked, Lost};
+        use Account::{Claims, Coins, Counterparty, Fees, Locked, Lost, Unclaimed};
         let moves = match (self.role, fact) {
             (_, Fact::Proposed { .. } | Fact::Agreed { .. }) => return None,
-            (_, Fact::Accepted { .. } | Fact::Closing { .. } | Fact::Refunding { .. }) => vec![],
+            (
+                _,
+                Fact::Accepted { .. }
+                | Fact::Splitting { .. }
+                | Fact::Closing { .. }
+                | Fact::Refunding { .. },
+            ) => vec![],
             (_, Fact::Funded { .. }) if self.is_funded => return None,
             (Role::Payer, Fact::Funded { fee, .. }) => {
                 self.is_funded = true;
@@ -298,21 +308,18 @@ impl Statement {
             (Role::Payer, Fact::Held { .. }) | (Role::Payee, Fact::Promised { .. }) => return None,
             (_, Fact::Settled(_)) if !self.is_funded => return None,
             (Role::Payer, Fact::Settled(settlement)) => {
-                let back = (Counterparty, Locked, self.total);
-                let paid = (Locked, Counterparty, settlement.paid());
-                let returned = (Locked, Coins, settlement.returned);
-                let fee = match settlement.end {
-                    End::Commitment => Amount::ZERO,
-                    End::Refund => settlement.fee,
+                let (signed, taken) = (self.total, settlement.paid());
+                let unclaimed = match signed.checked_sub(taken) {
+                    Some(rest) => (Unclaimed, Locked, rest),
+                    None => (Locked, Unclaimed, taken.checked_sub(signed)?),
                 };
+                let returned = (Locked, Coins, settlement.returned);
+                let fee = settlement.payer_fee();
                 self.end(Some(*settlement));
-                vec![back, paid, returned, (Locked, Fees, fee)]
+                vec![unclaimed, returned, (Locked, Fees, fee)]
             }
             (Role::Payee, Fact::Settled(settlement)) => {
-                let (received, fee) = match settlement.end {
-                    End::Commitment => (settlement.received, settlement.fee),
-                    End::Refund => (Amount::ZERO, Amount::ZERO),
-                };
+                let (received, fee) = (settlement.received, settlement.payee_fee());
                 let lost = self.total.checked_sub(received)?.checked_sub(fee)?;
                 self.end(Some(*settlement));
                 vec![
@@ -433,10 +440,15 @@ impl Statement {
                     Amount::ZERO
                 };
                 totals.locked = self.positive(Account::Locked);
-                totals.paid = self.positive(Account::Counterparty);
+                let taken = self
+                    .balance(Account::Counterparty)
+                    .checked_add(self.balance(Account::Unclaimed));
+                totals.paid = taken
+                    .and_then(|taken| taken.to_unsigned().ok())
+                    .unwrap_or(Amount::ZERO);
                 totals.refunded = ours(back);
                 totals.returned = if is_refund { Amount::ZERO } else { back };
-                totals.refund_fees = ours(self.settlement.map_or(Amount::ZERO, |s| s.fee));
+                totals.refund_fees = self.settlement.map_or(Amount::ZERO, |s| s.payer_fee());
                 totals.funding_fees = self.funding_fee;
             }
             Role::Payee => {

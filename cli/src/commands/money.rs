@@ -1,5 +1,6 @@
 //! `wallet`, `channels`, `earnings`.
 
+use bitmesh_node::control::ErrorCode;
 use bitmesh_node::control::api::{
     CloseAllChannels, CloseChannel, GetBalance, GetEarnings, ListChannels, ListTransactions,
     ReceiveCoins, RefundChannel, RevealWords, SendCoins, ShowChannel,
@@ -139,6 +140,7 @@ fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failur
     let wanted = CloseChannel {
         channel,
         feerate_sat_per_kvb: args.feerate.map(feerate),
+        force: args.force,
         dry_run: true,
     };
     let plan = context.call(&wanted, ASKING)?;
@@ -160,16 +162,36 @@ fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failur
 }
 
 pub(super) fn earnings(context: &Context, args: &EarningsArgs) -> Result<(), Failure> {
+    if args.csv && context.out.is_json() {
+        return Err(Failure::usage(
+            "--csv and --json are two forms of the same answer",
+            "leave one of them out; GET /v1/earnings of the control API has the entries as JSON if \
+             it is asked for entries=true",
+        ));
+    }
     let wanted = GetEarnings {
         since_s: args.since.map(Span::seconds),
+        audit: args.audit,
+        entries: args.csv,
     };
     let earnings = context.call(&wanted, ASKING)?;
-    if wanted.since_s.is_some() {
-        context
-            .out
-            .note("leases that were opened within that span; totals and channels are of all time");
+    if args.csv {
+        let entries = earnings.entries.unwrap_or_default();
+        return Ok(context.out.bytes(&render::entries_csv(&entries))?);
     }
-    Ok(context.out.reply(&earnings, |earnings, style| {
+    context.out.reply(&earnings, |earnings, style| {
         render::earnings(earnings, now(), style)
-    })?)
+    })?;
+    let Some(audit) = &earnings.audit else {
+        return Ok(());
+    };
+    if audit.misfits.is_empty() && audit.disagreements.is_empty() {
+        return Ok(());
+    }
+    context.out.complain(
+        "the books do not agree",
+        "nothing was changed and no money was moved; keep a copy of the data directory, and report \
+         this with the output of \"bitmesh earnings --audit --json\"",
+    );
+    Err(Failure::Silent(ErrorCode::Failure.exit_code()))
 }

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use bitmesh_node::control::api::{
-    Address, Balance, Channel, ChannelClosed, ChannelStep, Channels, ChannelsClosed, Earnings,
-    Sent, StepKind, Timestamp, Totals, Transactions, Words,
+    Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelStep, Channels,
+    ChannelsClosed, Earnings, LedgerEntry, Sent, StepKind, Timestamp, Totals, Transactions, Words,
 };
 
 use super::{
@@ -261,7 +261,7 @@ pub fn channel(channel: &Channel, style: Style) -> String {
     lines.text(style)
 }
 
-/// Channels that are closed together, and those that are not worth it.
+/// Channels that are closed in batches, and those that are not worth it.
 pub fn channels_closed(closed: &ChannelsClosed, style: Style) -> String {
     if closed.closes.is_empty() && closed.left_open.is_empty() {
         return "nothing to close: nobody has paid this node on an open channel\n".to_owned();
@@ -323,6 +323,15 @@ pub fn channels_closed(closed: &ChannelsClosed, style: Style) -> String {
 pub fn channel_closed(closed: &ChannelClosed, style: Style) -> String {
     let mut lines = Lines::new();
     lines.row("channel", &closed.channel);
+    let how = match closed.how {
+        ChannelEnd::Together => "together with the other side",
+        ChannelEnd::Alone => "alone, with the last voucher",
+        ChannelEnd::Refund => "by taking everything back",
+    };
+    lines.row("closes", how);
+    if let Some(because) = &closed.because {
+        lines.row("", format!("not together: {because}"));
+    }
     lines.row(
         "arrives",
         format!(
@@ -407,7 +416,110 @@ pub fn earnings(earnings: &Earnings, now: Timestamp, style: Style) -> String {
         }
         let _ = write!(text, "\n{}", table.text(style));
     }
+    if let Some(audit) = &earnings.audit {
+        let _ = write!(text, "\n{}", audited(audit, style));
+    }
     text
+}
+
+/// What an audit found: accounts, then what disagrees, figure by figure.
+fn audited(audit: &Audit, style: Style) -> String {
+    let mut table = Table::new([
+        ("ACCOUNT", Align::Left),
+        ("ROLE", Align::Left),
+        ("PEER", Align::Left),
+        ("BALANCE", Align::Right),
+    ]);
+    for one in &audit.balances {
+        table.row([
+            one.account.clone(),
+            one.role.map_or("-", role).to_owned(),
+            one.peer.as_deref().map_or_else(|| "-".to_owned(), peer),
+            format!("{} msat", one.balance_msat),
+        ]);
+    }
+    let mut text = table.text(style);
+    let _ = writeln!(text);
+    for one in &audit.misfits {
+        let _ = writeln!(text, "{} {}: {}", style.bad("record"), one.whose, one.why);
+    }
+    for one in &audit.disagreements {
+        let _ = writeln!(
+            text,
+            "{} {}: {}",
+            style.bad("disagrees"),
+            one.whose,
+            one.rule
+        );
+        let figures = [
+            (one.left.as_str(), one.left_figure),
+            (one.right.as_str(), one.right_figure),
+            ("difference", one.difference),
+        ];
+        for (name, figure) in figures {
+            let _ = writeln!(text, "  {name:<30} {figure:>20} {}", one.unit);
+        }
+    }
+    let what = format!("{} entries, {} comparisons", audit.entries, audit.compared);
+    let found = audit
+        .misfits
+        .len()
+        .saturating_add(audit.disagreements.len());
+    let verdict = match found {
+        0 => style.good("everything agrees"),
+        1 => style.bad("1 thing does not agree"),
+        found => style.bad(&format!("{found} things do not agree")),
+    };
+    let _ = writeln!(text, "{what}: {verdict}");
+    if !audit.chain {
+        let _ = writeln!(
+            text,
+            "{} the chain was not compared: it has not been read to its end; ask again when \
+             \"bitmesh status\" says so",
+            style.warn("note:")
+        );
+    }
+    text
+}
+
+/// The entries of the books as CSV (RFC 4180), a header line first.
+pub fn entries_csv(entries: &[LedgerEntry]) -> Vec<u8> {
+    let mut table = csv::WriterBuilder::new()
+        .terminator(csv::Terminator::CRLF)
+        .from_writer(Vec::new());
+    let optional = |text: &Option<String>| text.clone().unwrap_or_default();
+    let header = [
+        "at",
+        "what",
+        "from",
+        "to",
+        "amount_msat",
+        "bytes",
+        "role",
+        "peer",
+        "lease",
+        "channel",
+        "txid",
+    ];
+    let _ = table.write_record(header);
+    for one in entries {
+        let _ = table.write_record([
+            one.at.map(|at| at.to_string()).unwrap_or_default(),
+            one.what.clone(),
+            one.from.clone(),
+            one.to.clone(),
+            one.amount_msat.to_string(),
+            one.bytes.map(|bytes| bytes.to_string()).unwrap_or_default(),
+            one.role.map_or("", role).to_owned(),
+            optional(&one.peer),
+            optional(&one.lease),
+            optional(&one.channel),
+            optional(&one.txid),
+        ]);
+    }
+    table
+        .into_inner()
+        .expect("a Vec takes any number of bytes, and all records are of one length")
 }
 
 fn totals_row(name: &str, totals: &Totals) -> [String; 8] {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use bitmesh_node::control::{
     ApiError, CALL_QUEUE, Call, Command, EVENT_BACKLOG, ErrorCode, Event, Reply,
     api::{
-        Address, Balance, Chain, Channel, ChannelClosed, ChannelRole, ChannelState, ChannelStep,
-        Channels, ChannelsClosed, ClosedShare, ConfigChange, ConfigValue, ConfigValues, Considered,
-        Cost, Earnings, EarningsChannel, EarningsLease, Identity, JointClose, Lease, LeaseCounts,
-        LeaseState, Leases, LeftOpen, Mode, Offer, Offers, Outcome, Peer, PeerAdded, PeerDirection,
-        Peers, PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role, SellLimits,
-        SellPhase, Selling, Sent, Status, StepKind, Stopping, Timestamp, Totals, Transaction,
-        TransactionKind, Transactions, Usage, UsageLine, Words,
+        AccountBalance, Address, Audit, Balance, BatchClose, Chain, Channel, ChannelClosed,
+        ChannelEnd, ChannelRole, ChannelState, ChannelStep, Channels, ChannelsClosed, ClosedShare,
+        ConfigChange, ConfigValue, ConfigValues, Considered, Cost, Disagreement, Earnings,
+        EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts, LeaseState, Leases,
+        LedgerEntry, LeftOpen, Mode, Offer, Offers, Outcome, Peer, PeerAdded, PeerDirection, Peers,
+        PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role, SellLimits, SellPhase,
+        Selling, Sent, Status, StepKind, Stopping, Timestamp, Totals, Transaction, TransactionKind,
+        Transactions, Usage, UsageLine, Words,
     },
     server::{Socket, serve},
 };
@@ -413,7 +414,7 @@ pub(crate) fn channels_closed(txid: Option<&str>) -> ChannelsClosed {
         ends_lease,
     };
     ChannelsClosed {
-        closes: vec![JointClose {
+        closes: vec![BatchClose {
             txid: txid.map(str::to_owned),
             vbytes: 355,
             received_sat: 17_104,
@@ -508,7 +509,72 @@ pub(crate) fn earnings() -> Earnings {
             received_sat: 0,
             fees_sat: 154,
         }],
+        since: None,
+        audit: None,
+        entries: None,
     }
+}
+
+/// What a node says whose journal has a msat less than its session.
+pub(crate) fn audit(agrees: bool) -> Audit {
+    let wrong = Disagreement {
+        whose: format!("lease {}", lease().id),
+        rule: "the session bills what the journal has".into(),
+        left: "journal".into(),
+        left_figure: 176_079,
+        right: "session".into(),
+        right_figure: 176_080,
+        difference: -1,
+        unit: "msat".into(),
+    };
+    let balance = |account: &str, balance_msat| AccountBalance {
+        account: account.into(),
+        role: Some(Role::Buyer),
+        peer: Some(SELLER.into()),
+        balance_msat,
+    };
+    Audit {
+        entries: 5,
+        compared: 23,
+        chain: true,
+        misfits: Vec::new(),
+        disagreements: if agrees { vec![] } else { vec![wrong] },
+        balances: vec![
+            balance("coins", -20_154_000),
+            balance("locked", 19_260_000),
+            balance("credit", 563_920),
+            balance("spent", 176_080),
+            balance("fees", 154_000),
+        ],
+    }
+}
+
+/// Entries of a funding and a receipt.
+pub(crate) fn entries() -> Vec<LedgerEntry> {
+    let funding = LedgerEntry {
+        at: Some(at(-600)),
+        what: "funding".into(),
+        from: "coins".into(),
+        to: "locked".into(),
+        amount_msat: 20_000_000,
+        bytes: None,
+        role: Some(Role::Buyer),
+        peer: Some(SELLER.into()),
+        lease: None,
+        channel: Some(CHANNEL.into()),
+        txid: None,
+    };
+    let receipt = LedgerEntry {
+        what: "receipt".into(),
+        from: "credit".into(),
+        to: "spent".into(),
+        amount_msat: 176_080,
+        bytes: Some(1_240_000_000),
+        lease: Some(lease().id),
+        channel: None,
+        ..funding.clone()
+    };
+    vec![funding, receipt]
 }
 
 pub(crate) fn transactions() -> Transactions {
@@ -625,9 +691,18 @@ pub(crate) fn sent(txid: Option<&str>) -> Sent {
     }
 }
 
+pub(crate) fn channel_refunded(txid: Option<&str>) -> ChannelClosed {
+    ChannelClosed {
+        how: ChannelEnd::Refund,
+        ..channel_closed(txid)
+    }
+}
+
 pub(crate) fn channel_closed(txid: Option<&str>) -> ChannelClosed {
     ChannelClosed {
         channel: CHANNEL.into(),
+        how: ChannelEnd::Together,
+        because: None,
         txid: txid.map(str::to_owned),
         received_sat: 8_525,
         fee_sat: 205,
@@ -694,11 +769,18 @@ pub(crate) fn answer(command: Command) -> Result<Reply, ApiError> {
         Command::ListChannels(_) => channels().into(),
         Command::CloseChannel(close) => channel_closed((!close.dry_run).then_some(TXID)).into(),
         Command::ShowChannel(_) => channel().into(),
-        Command::RefundChannel(refund) => channel_closed((!refund.dry_run).then_some(TXID)).into(),
+        Command::RefundChannel(refund) => {
+            channel_refunded((!refund.dry_run).then_some(TXID)).into()
+        }
         Command::CloseAllChannels(close) => {
             channels_closed((!close.dry_run).then_some(TXID)).into()
         }
-        Command::GetEarnings(_) => earnings().into(),
+        Command::GetEarnings(wanted) => Earnings {
+            audit: wanted.audit.then(|| audit(true)),
+            entries: wanted.entries.then(entries),
+            ..earnings()
+        }
+        .into(),
     })
 }
 

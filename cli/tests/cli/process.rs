@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bitmesh_node::control::{Command as Asked, ErrorCode, Event, api::Mode};
+use bitmesh_node::control::{
+    Command as Asked, ErrorCode, Event,
+    api::{self, Mode},
+};
 use serde_json::Value;
 
 use crate::canned::{self, Daemon};
@@ -45,7 +48,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// Every command that needs only a daemon, as it is typed.
-const COMMANDS: [&[&str]; 31] = [
+const COMMANDS: [&[&str]; 32] = [
     &["status"],
     &["id"],
     &["peers"],
@@ -86,6 +89,7 @@ const COMMANDS: [&[&str]; 31] = [
     &["channels", "close", "--all", "--dry-run"],
     &["channels", "refund", "90bc"],
     &["earnings"],
+    &["earnings", "--audit"],
     &["config", "get"],
     &["config", "set", "mesh.listen", "/ip4/0.0.0.0/tcp/6366"],
 ];
@@ -128,6 +132,53 @@ fn the_json_of_a_command_is_the_reply_of_the_api() {
     insta::assert_json_snapshot!("json_of_a_purchase", asked(&["buy", "2GB"]));
     insta::assert_json_snapshot!("json_of_the_status", asked(&["status"]));
     insta::assert_json_snapshot!("json_of_the_earnings", asked(&["earnings"]));
+}
+
+#[test]
+fn an_audit_that_finds_something_says_both_figures_and_exits_with_one() {
+    let answer = |agrees| {
+        move |_| {
+            Ok(api::Earnings {
+                audit: Some(canned::audit(agrees)),
+                ..canned::earnings()
+            }
+            .into())
+        }
+    };
+    let agreeing = run(&Daemon::start(answer(true)), &["earnings", "--audit"]);
+    assert_eq!(agreeing.status.code(), Some(0));
+    assert!(stdout(&agreeing).contains("everything agrees"));
+
+    let daemon = Daemon::start(answer(false));
+    let found = run(&daemon, &["earnings", "--audit"]);
+
+    assert_eq!(found.status.code(), Some(1));
+    for said in ["lease 7f3a", " 176079 msat", " 176080 msat", " -1 msat"] {
+        assert!(stdout(&found).contains(said), "{said}");
+    }
+    assert!(stderr(&found).contains("the books do not agree"));
+    let object = run(&daemon, &["--json", "earnings", "--audit"]);
+    assert_eq!(object.status.code(), Some(1));
+    assert_eq!(json(&object)["audit"]["disagreements"][0]["difference"], -1);
+}
+
+#[test]
+fn the_entries_come_as_csv_with_a_header_and_crlf() {
+    let daemon = Daemon::start(canned::answer);
+
+    let table = run(&daemon, &["earnings", "--csv"]);
+
+    assert!(table.status.success(), "{}", stderr(&table));
+    let text = stdout(&table);
+    let lines: Vec<&str> = text.split_terminator("\r\n").collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(
+        lines.iter().all(|line| line.split(',').count() == 11),
+        "{text}"
+    );
+    insta::assert_snapshot!("entries_as_csv", text.replace("\r\n", "\n"));
+    let both = run(&daemon, &["--json", "earnings", "--csv"]);
+    assert_eq!(both.status.code(), Some(2));
 }
 
 #[test]

@@ -4,8 +4,8 @@ use bitmesh::{Style, render};
 use bitmesh_node::control::{
     Event,
     api::{
-        Address, Channels, ChannelsClosed, ConfigValues, Identity, Leases, Offers, PeerAdded,
-        Peers, Role, SellPhase, Selling, Transactions, Usage,
+        Address, Audit, Channels, ChannelsClosed, ConfigValues, Earnings, Identity, Leases, Offers,
+        PeerAdded, Peers, Role, SellPhase, Selling, Transactions, Usage,
     },
 };
 
@@ -97,6 +97,8 @@ screens! {
     no_channels: render::channels(&Channels::default(), PLAIN());
     channel_closed: render::channel_closed(&canned::channel_closed(Some(canned::TXID)), PLAIN());
     earnings: render::earnings(&canned::earnings(), at(0), PLAIN());
+    an_audit_that_found_nothing: audited(canned::audit(true));
+    an_audit_that_found_something: audited(canned::audit(false));
     settings: render::config_values(&canned::config_values(), PLAIN());
     one_setting: {
         let mut values = canned::config_values();
@@ -106,6 +108,14 @@ screens! {
     };
     a_setting_that_needs_a_restart: render::config_change(&canned::config_change(), PLAIN());
     events: every_event().iter().map(|event| render::event(event, PLAIN())).collect();
+}
+
+fn audited(audit: Audit) -> String {
+    let earnings = Earnings {
+        audit: Some(audit),
+        ..canned::earnings()
+    };
+    render::earnings(&earnings, at(0), PLAIN())
 }
 
 fn every_event() -> Vec<Event> {

@@ -16,10 +16,10 @@ use crate::control::api::{self, Command, Reply};
 use crate::control::{ApiError, Call, ErrorCode};
 use crate::mesh;
 
-pub(super) use self::coins::Handing;
+pub(super) use self::coins::{Handing, Together};
 pub(super) use self::leases::Waiting;
 
-type Answer = oneshot::Sender<Result<Reply, ApiError>>;
+pub(super) type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 type Outcome = Result<Reply, ApiError>;
 
 impl Driver {
@@ -80,9 +80,11 @@ impl Driver {
             Command::RevealWords(wanted) => self.reveal_words(wanted.confirm),
             Command::ListChannels(wanted) => Ok(self.list_channels(wanted.all).into()),
             Command::CloseChannel(wanted) => {
-                let closed = self.close_channel_asked(&wanted);
-                let closed = closed.map(|(txid, closed)| (txid, Handed::Closed(closed)));
-                self.answer_handed(closed, reply);
+                self.close_channel_asked(&wanted, reply);
+                return ControlFlow::Continue(());
+            }
+            Command::GetEarnings(wanted) => {
+                self.earnings(&wanted, reply);
                 return ControlFlow::Continue(());
             }
             Command::ShowChannel(wanted) => self
@@ -94,11 +96,9 @@ impl Driver {
             }
             Command::RefundChannel(wanted) => {
                 let refunded = self.refund_channel_asked(&wanted);
-                let refunded = refunded.map(|(txid, closed)| (txid, Handed::Closed(closed)));
                 self.answer_handed(refunded, reply);
                 return ControlFlow::Continue(());
             }
-            Command::GetEarnings(wanted) => Ok(self.earnings_view(wanted.since_s).into()),
         };
         let _ = reply.send(outcome);
         ControlFlow::Continue(())

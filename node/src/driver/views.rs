@@ -165,7 +165,7 @@ impl Driver {
                 due: height > 0 && height >= view.expiry,
                 txid: view
                     .ending
-                    .filter(|_| view.role == Role::Payer)
+                    .filter(|_| view.stage == ChannelStage::Refunding)
                     .map(|txid| txid.to_string()),
             }),
             closing_txid: settled
@@ -415,6 +415,11 @@ fn channel_reason(view: &ChannelView) -> Option<api::Reason> {
         ChannelStage::Conflicted => (
             "conflicted",
             "the funding is being replaced or was lost; nothing is paid",
+        ),
+        ChannelStage::Unconfirmed | ChannelStage::Open if view.is_adopted => (
+            "found_on_chain",
+            "found by the words, its records lost; what its seller does not claim is taken back \
+             after the expiry",
         ),
         ChannelStage::Opening
         | ChannelStage::Unconfirmed

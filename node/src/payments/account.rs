@@ -44,6 +44,16 @@ impl Account {
         self.paid().saturating_sub(self.billed)
     }
 
+    /// What counts of one channel's running total, in sat.
+    pub(crate) fn counted(&self, channel: ProposalId) -> u64 {
+        self.channels.get(&channel).copied().unwrap_or(0)
+    }
+
+    /// What was written off in all.
+    pub(crate) const fn written_off(&self) -> Msat {
+        self.written_off
+    }
+
     /// The running total, in sat, that `channel` must reach for a session to have been paid
     /// `session_total`, credit included.
     ///

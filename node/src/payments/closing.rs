@@ -1,9 +1,9 @@
-//! Ending the channels that this node is paid on: which, when, with whom together, at what bid.
+//! Ending the channels that this node is paid on: which, when, alone or in a batch, at what bid.
 
 use std::time::Instant;
 
 use bitcoin::{Amount, FeeRate, Script, ScriptBuf, Transaction, Txid};
-use bitmesh_wallet::channel::batch::{self, fee_share};
+use bitmesh_wallet::channel::batch;
 use bitmesh_wallet::channel::closing::{self, Claim, Close, Outputs, Plan, Waiting};
 use bitmesh_wallet::channel::deadline::{BlockHeight, Margins, Phase};
 use bitmesh_wallet::channel::{ProposalId, payee};
@@ -34,7 +34,7 @@ impl Payments {
         let going = self.feerate;
         let plan = closing::plan(&self.claims(), tip, going, &self.policy.payee.margins);
         for close in plan.closes {
-            let payout = close.replaces.and_then(|txid| self.payout_of(txid));
+            let payout = close.replaces.and_then(|txid| self.payout_in(txid));
             self.outputs.push_back(Output::CloseDue { close, payout });
         }
         let before = std::mem::take(&mut self.waiting);
@@ -61,7 +61,7 @@ impl Payments {
 
     /// What closing every channel that is worth it would take, each with as many others as fit.
     pub(crate) fn plan_to_close_all(&self, feerate: FeeRate) -> Plan {
-        closing::together(&self.claims(), feerate.to_sat_per_vb_ceil())
+        closing::all(&self.claims(), feerate.to_sat_per_vb_ceil())
     }
 
     /// The transaction that would end these channels, and what each gets out of it. Nothing is kept.
@@ -86,11 +86,7 @@ impl Payments {
             .iter()
             .zip(&parts)
             .map(|(channel, part)| {
-                let outpoint = part.tranche.outpoint();
-                let place = tx.input.iter().position(|i| i.previous_output == outpoint);
-                let fee = place
-                    .zip(spent)
-                    .map_or(Amount::ZERO, |(place, spent)| fee_share(&tx, place, spent));
+                let fee = spent.map_or(Amount::ZERO, |spent| part.tranche.fee_share(&tx, spent));
                 Share {
                     channel: *channel,
                     received: part.voucher.total.checked_sub(fee).unwrap_or(Amount::ZERO),
@@ -106,7 +102,7 @@ impl Payments {
     /// # Errors
     ///
     /// As [`draft_close`](Self::draft_close); nothing was signed then.
-    pub(crate) fn close_together(
+    pub(crate) fn close_in_batch(
         &mut self,
         members: &[ProposalId],
         payout: ScriptBuf,
@@ -120,7 +116,7 @@ impl Payments {
         let tx = Box::new(tx);
         for channel in members {
             let tx = tx.clone();
-            self.tell_payee(*channel, payee::Input::CloseTogether { tx }, now)?;
+            self.tell_payee(*channel, payee::Input::CloseInBatch { tx }, now)?;
         }
         self.outputs
             .retain(|output| !matches!(output, Output::Broadcast(queued) if *queued == tx));
@@ -128,7 +124,7 @@ impl Payments {
         Ok(())
     }
 
-    /// Does what [`Output::CloseDue`] asked for. Where the channels cannot be closed together, each is
+    /// Does what [`Output::CloseDue`] asked for. Where the channels do not go into one batch, each is
     /// closed alone: a fault in one must not keep the money of the others.
     pub(crate) fn close_due(&mut self, close: &Close, payout: ScriptBuf, now: Instant) {
         let Some(feerate) = FeeRate::from_sat_per_vb(close.feerate) else {
@@ -136,12 +132,12 @@ impl Payments {
             return;
         };
         let members = &close.members;
-        let together = self.close_together(members, payout.clone(), feerate, now);
-        let Err(problem) = together else {
+        let made = self.close_in_batch(members, payout.clone(), feerate, now);
+        let Err(problem) = made else {
             return;
         };
         if members.len() > 1 {
-            error!(%problem, "channels could not be closed together; closing each alone");
+            error!(%problem, "channels could not be closed in one batch; closing each alone");
             for channel in members {
                 if let Err(problem) = self.close(*channel, payout.clone(), feerate, now) {
                     error!(%channel, %problem, "the channel could not be closed");
@@ -173,7 +169,7 @@ impl Payments {
     }
 
     /// Where a close of ours pays to: the last output.
-    fn payout_of(&self, txid: Txid) -> Option<ScriptBuf> {
+    fn payout_in(&self, txid: Txid) -> Option<ScriptBuf> {
         let mut closes = self.payees.values().filter_map(|c| c.machine.closes_with());
         let close = closes.find(|tx| tx.compute_txid() == txid)?;
         close

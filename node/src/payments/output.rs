@@ -9,6 +9,7 @@ use bitmesh_wallet::channel::closing::{Close, Outputs};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::record::Record;
+use bitmesh_wallet::channel::split::CloseFailure;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 
 #[cfg(doc)]
@@ -61,6 +62,28 @@ pub(crate) enum Output {
     RefundDue {
         /// Which channel.
         channel: ProposalId,
+    },
+    /// Buyer: the seller closes together with us: answer with [`Payments::close_together`].
+    CloseWanted {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// Seller: the buyer closes together with us: answer with [`Payments::split_chosen`].
+    SplitDue {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// This channel is being closed together by a transaction that both have signed.
+    Closing {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// An attempt to close together came to nothing.
+    CloseFailed {
+        /// Which channel.
+        channel: ProposalId,
+        /// Why.
+        failure: CloseFailure,
     },
     /// Tell this lease's session what it has paid in all, credit included.
     Paid {
@@ -146,7 +169,7 @@ impl ChainFact {
                 let height = height.map(BlockHeight::new);
                 match outputs.spent_in(&tx) {
                     Some(spent) if tx.input.len() > 1 => {
-                        payee::Input::SpentTogether { tx, height, spent }
+                        payee::Input::SpentInBatch { tx, height, spent }
                     }
                     Some(_) | None => payee::Input::Spent { tx, height },
                 }

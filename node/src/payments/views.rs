@@ -4,12 +4,14 @@ use bitcoin::{Amount, OutPoint, Transaction, Txid};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
-use bitmesh_wallet::channel::batch::fee_share;
-use bitmesh_wallet::channel::record::{End, Settlement};
+use bitmesh_wallet::channel::record::Settlement;
+use bitmesh_wallet::channel::split::Split;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 use bitmesh_wallet::keys::Role;
 
 use super::{Payments, is_usable};
+use crate::ledger::Party;
+use crate::ledger::audit::{ChannelEvidence, Evidence, PairEvidence};
 
 /// Where a channel stands, the same words for both sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,8 @@ pub(crate) struct ChannelView {
     /// What this node has paid the miners for it.
     pub(crate) fees: Amount,
     pub(crate) opened_at: UnixTime,
+    /// Whether it was found on the chain, its records lost: then `peer` is this node itself.
+    pub(crate) is_adopted: bool,
 }
 
 impl ChannelView {
@@ -75,6 +79,18 @@ impl ChannelView {
             ChannelStage::Opening | ChannelStage::Closed | ChannelStage::Abandoned => Amount::ZERO,
         }
     }
+}
+
+/// How a channel ends, by a transaction that this node has made or signed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending {
+    pub(crate) txid: Txid,
+    /// What it brings to this node, after the fee.
+    pub(crate) received: Amount,
+    /// What of its fee this node pays.
+    pub(crate) fee: Amount,
+    /// Whether both sides signed it.
+    pub(crate) is_together: bool,
 }
 
 impl Payments {
@@ -101,7 +117,7 @@ impl Payments {
                     payer::Stage::Funded => ChannelStage::Unconfirmed,
                     payer::Stage::Open => ChannelStage::Open,
                     payer::Stage::Conflicted => ChannelStage::Conflicted,
-                    payer::Stage::Ending if channel.ending.is_some() => ChannelStage::Refunding,
+                    payer::Stage::Ending if machine.is_refunding() => ChannelStage::Refunding,
                     payer::Stage::Ending => ChannelStage::Closing,
                     payer::Stage::Settled => ChannelStage::Closed,
                     payer::Stage::Abandoned => ChannelStage::Abandoned,
@@ -114,8 +130,14 @@ impl Payments {
                 expiry: machine.open().expiry.get(),
                 settlement: machine.settlement(),
                 ending: channel.ending.as_ref().map(Transaction::compute_txid),
-                fees: fees(channel.fees, machine.settlement(), End::Refund),
+                fees: fees(
+                    channel.fees,
+                    machine
+                        .settlement()
+                        .map(|settlement| settlement.payer_fee()),
+                ),
                 opened_at: self.opened_at(proposal),
+                is_adopted: self.is_adopted(machine.open()),
             });
         }
         let channel = self.payees.get(&proposal)?;
@@ -143,9 +165,51 @@ impl Payments {
             expiry: open.expiry.get(),
             settlement: machine.settlement(),
             ending: channel.ending.as_ref().map(Transaction::compute_txid),
-            fees: fees(channel.fees, machine.settlement(), End::Commitment),
+            fees: fees(
+                channel.fees,
+                machine
+                    .settlement()
+                    .map(|settlement| settlement.payee_fee()),
+            ),
             opened_at: self.opened_at(proposal),
+            is_adopted: false,
         })
+    }
+
+    /// What the accounts, the channels and the vouchers held say, for whoever compares them with the
+    /// journal.
+    pub(crate) fn add_evidence(&self, evidence: &mut Evidence) {
+        for (role, pairs) in [(Role::Payer, &self.bought), (Role::Payee, &self.sold)] {
+            for (peer, pair) in pairs {
+                evidence.pairs.push(PairEvidence {
+                    party: Party::new(role, *peer),
+                    credit: pair.account.credit(),
+                    written_off: pair.account.written_off(),
+                });
+            }
+        }
+        for channel in self.channels() {
+            let pairs = match channel.role {
+                Role::Payer => &self.bought,
+                Role::Payee => &self.sold,
+            };
+            let counted = pairs
+                .get(&channel.peer)
+                .map(|pair| pair.account.counted(channel.proposal));
+            evidence.channels.push(ChannelEvidence {
+                channel: channel.proposal,
+                id: channel.id,
+                total: channel.paid,
+                counted_sat: counted.unwrap_or(0),
+            });
+        }
+        for (proposal, channel) in &self.payees {
+            let machine = &channel.machine;
+            if let (Some(tranche), Some(voucher)) = (machine.tranche(), machine.voucher()) {
+                let voucher = (*proposal, tranche.clone(), voucher);
+                evidence.vouchers.push(voucher);
+            }
+        }
     }
 
     /// The channel in use with a peer.
@@ -157,24 +221,32 @@ impl Payments {
         self.channel(pairs.get(&peer)?.channel?)
     }
 
-    /// The transaction that this node has made to end a channel, what it brings, and its fee.
-    pub(crate) fn ending_of(&self, proposal: ProposalId) -> Option<(Txid, Amount, Amount)> {
-        if let Some(channel) = self.payers.get(&proposal) {
-            let ending = channel.ending.as_ref()?;
-            let received = ending.output.last()?.value;
-            let fee = channel.machine.open().capacity.checked_sub(received)?;
-            return Some((ending.compute_txid(), received, fee));
+    /// The transaction that ends a channel, as far as this node has made or signed it: what it brings
+    /// to this node, and what of its fee this node pays.
+    pub(crate) fn ending_of(&self, proposal: ProposalId) -> Option<Ending> {
+        let is_payer = self.payers.contains_key(&proposal);
+        let (transaction, tranche) = match self.payers.get(&proposal) {
+            Some(channel) => (channel.ending.as_ref()?, channel.machine.tranche()?),
+            None => {
+                let channel = self.payees.get(&proposal)?;
+                (channel.ending.as_ref()?, channel.machine.tranche()?)
+            }
+        };
+        let mut settlement = tranche.settlement(transaction, None)?;
+        if transaction.input.len() > 1 {
+            let spent = self.outputs_paid_on().spent_in(transaction)?;
+            settlement = settlement.bear(tranche.fee_share(transaction, spent));
         }
-        let channel = self.payees.get(&proposal)?;
-        let ending = channel.ending.as_ref()?;
-        let spent = self.outputs_paid_on().spent_in(ending)?;
-        let place = ending
-            .input
-            .iter()
-            .position(|input| Some(input.previous_output) == channel.funding)?;
-        let fee = fee_share(ending, place, spent);
-        let received = channel.machine.held().checked_sub(fee)?;
-        Some((ending.compute_txid(), received, fee))
+        let (received, fee) = match is_payer {
+            true => (settlement.returned, settlement.payer_fee()),
+            false => (settlement.received, settlement.payee_fee()),
+        };
+        Some(Ending {
+            txid: settlement.txid,
+            received,
+            fee,
+            is_together: Split::read(tranche, transaction).is_some(),
+        })
     }
 
     /// What is locked in channels this node pays from and not paid, and what it is paid and has not
@@ -228,11 +300,8 @@ impl Payments {
     }
 }
 
-/// Fees of this node: what it paid so far, and the ending's if that was its own.
-fn fees(so_far: Amount, settlement: Option<Settlement>, own: End) -> Amount {
-    let ending = settlement
-        .filter(|settlement| settlement.end == own)
-        .map(|s| s.fee);
+/// Fees of this node: what it paid so far, and its part of the ending's.
+fn fees(so_far: Amount, ending: Option<Amount>) -> Amount {
     so_far
         .checked_add(ending.unwrap_or(Amount::ZERO))
         .unwrap_or(so_far)

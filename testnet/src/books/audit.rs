@@ -81,7 +81,7 @@ pub async fn audit(
                 .await?
                 .leases,
             channels: node.ask(ListChannels { all: true }).await?.channels,
-            earnings: node.ask(GetEarnings { since_s: None }).await?.channels,
+            earnings: node.ask(GetEarnings::default()).await?.channels,
         });
     }
     let mut books = Books::default();

@@ -79,10 +79,10 @@ impl Asked {
 #[tokio::main]
 async fn main() {
     let args: Vec<_> = env::args().skip(1).collect();
-    if let [first, role] = args.as_slice()
+    if let [first, role, with @ ..] = args.as_slice()
         && first == part::ROLE
     {
-        return play(role).await;
+        return play(role, with).await;
     }
     let asked = Asked::read(args.into_iter());
     let source = source::Source::start();
@@ -95,12 +95,20 @@ async fn main() {
 }
 
 /// What a part of this benchmark does.
-async fn play(role: &str) {
-    if role == source::ROLE {
-        return source::serve().await;
+async fn play(role: &str, with: &[String]) {
+    match with {
+        [] if role == source::ROLE => return source::serve().await,
+        [exit] if role == bare::ENTRY_ROLE => return bare::entry(exit).await,
+        _ => {}
     }
-    let transport = Transport::ALL
-        .into_iter()
-        .find(|it| bare::role(*it) == role);
-    bare::serve(transport.unwrap_or_else(|| panic!("{role} is no role"))).await;
+    for transport in Transport::ALL {
+        match with {
+            [] if role == bare::role(transport) => return bare::serve(transport).await,
+            [source] if role == bare::exit_role(transport) => {
+                return bare::exit(transport, source).await;
+            }
+            _ => {}
+        }
+    }
+    panic!("{role} is no role");
 }

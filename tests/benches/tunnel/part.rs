@@ -24,10 +24,13 @@ pub(crate) struct Part {
 
 impl Part {
     /// Starts a part and waits until it says where it is.
-    pub(crate) fn start(role: &str) -> Self {
+    ///
+    /// `with` is what it is told besides its role.
+    pub(crate) fn start(role: &str, with: &[&str]) -> Self {
         let this = env::current_exe().expect("the system knows what it started");
         let mut child = Command::new(this)
             .args([ROLE, role])
+            .args(with)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

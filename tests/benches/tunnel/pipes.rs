@@ -7,7 +7,7 @@ use futures::future::join_all;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 use crate::{
-    bare::Bare,
+    bare::{Bare, Piped},
     carried::Carried,
     sink::{Flow, Measured, drain},
     source::SEND,
@@ -28,6 +28,8 @@ enum Pipe {
     Loopback,
     /// A stream of libp2p for each flow; the source is in its process.
     Bare(Transport),
+    /// The same between two ends of TCP, which makes it a proxy.
+    Piped(Transport),
     /// The proxy tunnel.
     Tunnel(Transport),
     /// `ssh -D`.
@@ -35,11 +37,13 @@ enum Pipe {
 }
 
 impl Pipe {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Loopback,
         Self::Bare(Transport::Quic),
+        Self::Piped(Transport::Quic),
         Self::Tunnel(Transport::Quic),
         Self::Bare(Transport::Tcp),
+        Self::Piped(Transport::Tcp),
         Self::Tunnel(Transport::Tcp),
         Self::Ssh,
     ];
@@ -50,6 +54,7 @@ impl fmt::Display for Pipe {
         match self {
             Self::Loopback => f.pad("plain TCP"),
             Self::Bare(transport) => f.pad(&format!("bare libp2p, {transport}")),
+            Self::Piped(transport) => f.pad(&format!("libp2p pipe, {transport}")),
             Self::Tunnel(transport) => f.pad(&format!("tunnel, {transport}")),
             Self::Ssh => f.pad("ssh -D"),
         }
@@ -60,6 +65,7 @@ impl fmt::Display for Pipe {
 struct Pipes {
     source: SocketAddr,
     bare: [Bare; 2],
+    piped: [Piped; 2],
     carried: Carried,
     ssh: Ssh,
 }
@@ -73,21 +79,19 @@ impl Pipes {
             };
             join_all((0..flows).map(|_| one())).await
         };
+        let directly = |address: SocketAddr| async move {
+            let one = || async {
+                let stream = TcpStream::connect(address).await;
+                stream.expect("it listens")
+            };
+            join_all((0..flows).map(|_| one())).await
+        };
         let streams = match pipe {
-            Pipe::Loopback => {
-                let one = || async {
-                    let stream = TcpStream::connect(self.source).await;
-                    stream.expect("the source listens")
-                };
-                join_all((0..flows).map(|_| one())).await
-            }
+            Pipe::Loopback => directly(self.source).await,
             Pipe::Bare(transport) => {
-                let bare = match transport {
-                    Transport::Quic => &self.bare[0],
-                    Transport::Tcp => &self.bare[1],
-                };
-                return bare.open(flows).await;
+                return chosen(&self.bare, transport).open(flows).await;
             }
+            Pipe::Piped(transport) => directly(chosen(&self.piped, transport).entry).await,
             Pipe::Tunnel(transport) => through(self.carried.proxy(transport)).await,
             Pipe::Ssh => through(self.ssh.proxy).await,
         };
@@ -106,6 +110,14 @@ impl Pipes {
     }
 }
 
+/// The one of each transport's.
+fn chosen<T>(each: &[T; 2], transport: Transport) -> &T {
+    match transport {
+        Transport::Quic => &each[0],
+        Transport::Tcp => &each[1],
+    }
+}
+
 /// Measures every pipe in turns, so that what else the machine does slows all of them, and prints the
 /// rates and their ratios.
 pub(crate) async fn run(source: SocketAddr, counts: &[usize], rounds: usize, during: Duration) {
@@ -115,6 +127,7 @@ pub(crate) async fn run(source: SocketAddr, counts: &[usize], rounds: usize, dur
             Bare::connect(Transport::Quic).await,
             Bare::connect(Transport::Tcp).await,
         ],
+        piped: Transport::ALL.map(|it| Piped::start(it, source)),
         ssh: Ssh::start().await,
         carried: Carried::start(source).await,
     };
@@ -149,6 +162,7 @@ fn print(flows: usize, measured: &[(Pipe, Vec<Measured>)]) {
         let tunnel = of(Pipe::Tunnel(transport));
         for (reference, goal) in [
             (Pipe::Bare(transport), (flows == 1).then_some("0.80")),
+            (Pipe::Piped(transport), None),
             (Pipe::Ssh, Some("2.00")),
             (Pipe::Loopback, None),
         ] {

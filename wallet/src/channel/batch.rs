@@ -1,4 +1,4 @@
-//! Ending many channels in one transaction.
+//! Ending many channels in one transaction: a batch.
 //!
 //! A payer's signature covers its own input and, where change is left, the output at that input's
 //! index. So the inputs of channels that return change come first, each opposite its change; those
@@ -188,16 +188,20 @@ impl Member<'_> {
     }
 }
 
-/// What the channel at input `index` bears of the fee of `tx`, whose inputs hold `spent` in all.
-/// By weight, in whole sat; the first input bears what does not divide, so the shares of all inputs
-/// add up to the fee. Zero where `tx` is no close.
-pub fn fee_share(tx: &Transaction, index: usize, spent: Amount) -> Amount {
-    let paid = tx
-        .output
-        .iter()
-        .try_fold(Amount::ZERO, |sum, output| sum.checked_add(output.value));
-    let fee = paid.and_then(|paid| spent.checked_sub(paid));
-    fee.map_or(Amount::ZERO, |fee| split(tx, index, fee))
+impl Tranche {
+    /// What this channel bears of the fee of `tx`, a batch that it ends in and whose inputs hold
+    /// `spent` in all. By weight, in whole sat; the first input bears what does not divide, so the
+    /// shares of all inputs add up to the fee. Zero where `tx` does not spend it.
+    pub fn fee_share(&self, tx: &Transaction, spent: Amount) -> Amount {
+        let mut inputs = tx.input.iter();
+        let place = inputs.position(|input| input.previous_output == self.outpoint());
+        let mut outputs = tx.output.iter();
+        let paid = outputs.try_fold(Amount::ZERO, |sum, output| sum.checked_add(output.value));
+        let fee = paid.and_then(|paid| spent.checked_sub(paid));
+        place
+            .zip(fee)
+            .map_or(Amount::ZERO, |(place, fee)| split(tx, place, fee))
+    }
 }
 
 fn split(tx: &Transaction, index: usize, fee: Amount) -> Amount {

@@ -1,4 +1,4 @@
-//! Which channels a payee closes in this block, with whom together, and what it bids.
+//! Which channels a payee closes in this block, which of them in a batch, and what it bids.
 //!
 //! [`plan`] is a function of the chain's height, the going fee rate and the claims as they stand.
 //! It remembers nothing, so it goes on after a restart where it stopped: the bid follows from the
@@ -57,7 +57,7 @@ pub struct Claim {
 /// A transaction in no block that spends a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Its id. Channels that share it are closed together.
+    /// Its id. Channels that share it end in one batch.
     pub txid: Txid,
     /// Its whole fee.
     pub fee: Amount,
@@ -162,7 +162,7 @@ pub fn plan(claims: &[Claim], tip: BlockHeight, going: u64, margins: &Margins) -
 /// Closes all `claims` that nothing is closing yet at `feerate` sat/vB, whatever the height: what an
 /// operator asks for. Those of which that would eat more than half are left out and returned as
 /// waiting.
-pub fn together(claims: &[Claim], feerate: u64) -> Plan {
+pub fn all(claims: &[Claim], feerate: u64) -> Plan {
     let rate = feerate.max(1);
     let (mut plan, mut bids) = (Plan::default(), Vec::new());
     for claim in claims.iter().filter(|claim| claim.standing.is_none()) {
@@ -191,7 +191,7 @@ impl Claim {
     }
 
     /// The highest rate at which closing it alone costs at most one `part` of it and leaves more
-    /// than dust; zero if there is none. Together it costs less.
+    /// than dust; zero if there is none. In a batch it costs less.
     fn affordable(&self, part: u64) -> u64 {
         let total = self.total.to_sat();
         let most = (total / part).min(total.saturating_sub(DUST_P2TR.to_sat()));

@@ -86,7 +86,15 @@ pub enum Fact {
         /// The payer's signature.
         signature: Signature,
     },
-    /// Payee: about to broadcast this close.
+    /// Payer: about to give away its half of the signature on a split. From here on the payee can end
+    /// the channel by it, at any time.
+    Splitting {
+        /// The tranche.
+        tranche: TrancheIndex,
+        /// The running total it pays out.
+        total: Amount,
+    },
+    /// Both: about to broadcast this close. The payer has one only if both signed it.
     Closing {
         /// The close, fully signed.
         tx: Box<Transaction>,
@@ -119,31 +127,54 @@ pub struct Settlement {
     pub fee: Amount,
 }
 
-/// The two ways a tranche ends.
+/// The ways a tranche ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The payee paid itself out with a voucher.
     Commitment,
     /// The payer took everything back after the expiry.
     Refund,
+    /// Both signed a split.
+    Together,
 }
 
 impl Settlement {
     /// The running total that was paid out: what the payee got, and the fee it paid to get it.
-    /// Zero for a refund.
+    /// Zero for a refund, and where both closed a channel on which nothing was owed.
     pub fn paid(&self) -> Amount {
+        self.received
+            .checked_add(self.payee_fee())
+            .unwrap_or(Amount::MAX_MONEY)
+    }
+
+    /// What the payee paid of the fee: all or nothing.
+    pub fn payee_fee(&self) -> Amount {
+        match self.is_payers() {
+            true => Amount::ZERO,
+            false => self.fee,
+        }
+    }
+
+    /// What the payer paid of the fee: all or nothing.
+    pub fn payer_fee(&self) -> Amount {
+        match self.is_payers() {
+            true => self.fee,
+            false => Amount::ZERO,
+        }
+    }
+
+    fn is_payers(&self) -> bool {
         match self.end {
-            End::Commitment => self
-                .received
-                .checked_add(self.fee)
-                .unwrap_or(Amount::MAX_MONEY),
-            End::Refund => Amount::ZERO,
+            End::Commitment => false,
+            End::Refund => true,
+            End::Together => self.received == Amount::ZERO,
         }
     }
 
     /// The same settlement with `fee` taken out of what the payee received: its share of the fee of
-    /// a transaction that closed several channels ([`fee_share`](super::batch::fee_share)). What
-    /// was paid stays as it was. Bears at most what was received; a refund bears nothing more.
+    /// a transaction that closed several channels ([`Tranche::fee_share`](super::params::Tranche::fee_share)). What
+    /// was paid stays as it was. Bears at most what was received. Only commitments share: a refund and
+    /// a close together stay as they are.
     #[must_use]
     pub fn bear(self, fee: Amount) -> Self {
         let paid = self.paid();
@@ -154,7 +185,7 @@ impl Settlement {
                 fee,
                 ..self
             },
-            (End::Commitment, None) | (End::Refund, _) => self,
+            (End::Commitment, None) | (End::Refund | End::Together, _) => self,
         }
     }
 }
@@ -215,6 +246,7 @@ impl Record {
                 match settlement.end {
                     End::Commitment => 0u8,
                     End::Refund => 1,
+                    End::Together => 2,
                 },
                 ByteArray::new(settlement.txid.to_byte_array()),
                 settlement.height.get(),
@@ -223,6 +255,9 @@ impl Record {
                 settlement.fee.to_sat(),
             )),
             Fact::Abandoned => encode(&(id, 10u8)),
+            Fact::Splitting { tranche, total } => {
+                encode(&(id, 11u8, tranche.index(), total.to_sat()))
+            }
         }
     }
 
@@ -316,6 +351,7 @@ impl Record {
                 let end = match end {
                     0 => End::Commitment,
                     1 => End::Refund,
+                    2 => End::Together,
                     _ => return Err(DecodeError::Field("end")),
                 };
                 let settlement = Settlement {
@@ -331,6 +367,11 @@ impl Record {
             10 => {
                 let (id, _): (Id, u8) = decode(bytes)?;
                 (id, Fact::Abandoned)
+            }
+            11 => {
+                let (id, _, tranche, total): (Id, u8, u8, u64) = decode(bytes)?;
+                let (tranche, total) = (TrancheIndex::new(tranche), amount(total, "total")?);
+                (id, Fact::Splitting { tranche, total })
             }
             _ => return Err(DecodeError::UnknownKind),
         };
@@ -355,7 +396,7 @@ impl Record {
 }
 
 /// Drops the records that later ones have made superfluous, keeping the order of the rest: all but
-/// the last running total of each channel, all but the last close or refund, and those too once the
+/// the last running total of each channel, all but the last split, close or refund, and those too once the
 /// channel has ended. Machines and [`Ledger`](crate::ledger::Ledger) come out the same.
 ///
 /// A channel writes one record for every voucher, so the journal grows with use; write back what
@@ -371,7 +412,9 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
                 Fact::Promised { tranche, .. } | Fact::Held { tranche, .. } => {
                     superseded.insert((id, Some(tranche)))
                 }
-                Fact::Closing { .. } | Fact::Refunding { .. } => superseded.insert((id, None)),
+                Fact::Splitting { .. } | Fact::Closing { .. } | Fact::Refunding { .. } => {
+                    superseded.insert((id, None))
+                }
                 Fact::Settled(_) | Fact::Abandoned => {
                     superseded.insert((id, None));
                     true

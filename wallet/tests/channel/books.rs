@@ -151,6 +151,21 @@ fn a_payer_is_told_less_was_paid_when_the_last_voucher_was_not_used() {
 
     assert_eq!(books.totals().paid, sat(39_000));
     assert!(books.totals().adds_up());
+    let statement = books.channel(contract().proposal()).unwrap();
+    let balance = |account| statement.balance(account).to_sat();
+    assert_eq!(balance(Account::Counterparty), 40_000);
+    assert_eq!(balance(Account::Unclaimed), -1_000);
+}
+
+#[test]
+fn a_payer_with_lost_records_sees_that_more_was_taken_than_it_knows_to_have_signed() {
+    let close = settled(End::Commitment, 60_000, 39_795, 205);
+    let books = books(vec![proposed(), funded(154), promised(740), close]).unwrap();
+
+    let statement = books.channel(contract().proposal()).unwrap();
+    assert_eq!(statement.balance(Account::Unclaimed).to_sat(), 39_260);
+    assert_eq!(books.totals().paid, sat(40_000));
+    assert!(books.totals().adds_up());
 }
 
 #[test]

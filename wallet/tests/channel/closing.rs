@@ -2,8 +2,8 @@
 
 use bitcoin::{Amount, FeeRate, Transaction};
 use bitmesh_wallet::channel::ProposalId;
-use bitmesh_wallet::channel::batch::{self, BatchError, MAX_CHANNELS, Member, fee_share};
-use bitmesh_wallet::channel::closing::{By, Claim, Close, Outputs, Plan, Standing, plan, together};
+use bitmesh_wallet::channel::batch::{self, BatchError, MAX_CHANNELS, Member};
+use bitmesh_wallet::channel::closing::{By, Claim, Close, Outputs, Plan, Standing, all, plan};
 use bitmesh_wallet::channel::deadline::{BlockHeight, Margins};
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::params::{Contract, PayeePolicy, Tranche};
@@ -124,11 +124,13 @@ fn the_shares_of_a_fee_add_up_to_it() {
     for totals in [vec![10_000; 7], vec![10_000, FULL, 20_000], vec![FULL; 11]] {
         for rate in [1, 3, 7] {
             let rate = FeeRate::from_sat_per_vb(rate).unwrap();
-            let tx = close_all(&vouchers(&totals), rate).unwrap();
+            let parts = vouchers(&totals);
+            let tx = close_all(&parts, rate).unwrap();
             let spent = CAPACITY * totals.len() as u64;
 
-            let shares: Vec<_> = (0..totals.len())
-                .map(|place| fee_share(&tx, place, spent))
+            let shares: Vec<_> = parts
+                .iter()
+                .map(|(tranche, _)| tranche.fee_share(&tx, spent))
                 .collect();
 
             assert_eq!(shares.iter().copied().sum::<Amount>(), spent - paid(&tx));
@@ -208,20 +210,20 @@ fn a_payee_takes_only_a_transaction_that_pays_out_its_best_voucher() {
 
     for wrong in [stolen, elsewhere] {
         let tx = Box::new(wrong);
-        let told = payees[0].handle(payee::Input::CloseTogether { tx }, now);
+        let told = payees[0].handle(payee::Input::CloseInBatch { tx }, now);
         assert_eq!(told, Err(payee::Error::Close(CloseError::Elsewhere)));
     }
     let tx = Box::new(good);
-    let told = payees[0].handle(payee::Input::CloseTogether { tx }, now);
+    let told = payees[0].handle(payee::Input::CloseInBatch { tx }, now);
     assert_eq!(told, Ok(()));
 }
 
 #[test]
-fn a_close_together_is_written_down_first_and_made_again_after_a_restart() {
+fn a_batch_is_written_down_first_and_made_again_after_a_restart() {
     let mut payees = two_payees();
     let (tx, now) = (Box::new(batch_of(&payees, 1)), epoch());
     let before = drain_payee(&mut payees[0]);
-    let close = payee::Input::CloseTogether { tx: tx.clone() };
+    let close = payee::Input::CloseInBatch { tx: tx.clone() };
     payees[0].handle(close, now).unwrap();
     let outputs = drain_payee(&mut payees[0]);
     let written = outputs.iter().position(
@@ -242,7 +244,7 @@ fn a_close_together_is_written_down_first_and_made_again_after_a_restart() {
 }
 
 #[test]
-fn the_books_of_channels_that_were_closed_together_add_up_to_the_sat() {
+fn the_books_of_channels_that_ended_in_a_batch_add_up_to_the_sat() {
     let mut payees = two_payees();
     let (tx, now) = (Box::new(batch_of(&payees, 7)), epoch());
     let spent = outputs(&payees).spent_in(&tx).unwrap();
@@ -251,8 +253,8 @@ fn the_books_of_channels_that_were_closed_together_add_up_to_the_sat() {
     let mut ledger = Ledger::new();
     for payee in &mut payees {
         for input in [
-            payee::Input::CloseTogether { tx: tx.clone() },
-            payee::Input::SpentTogether {
+            payee::Input::CloseInBatch { tx: tx.clone() },
+            payee::Input::SpentInBatch {
                 tx: tx.clone(),
                 height,
                 spent,
@@ -282,7 +284,7 @@ fn a_batch_is_made_again_without_a_channel_that_its_payer_took_back() {
         for payee in payees {
             let tx = Box::new(tx.clone());
             payee
-                .handle(payee::Input::CloseTogether { tx }, now)
+                .handle(payee::Input::CloseInBatch { tx }, now)
                 .unwrap();
         }
     };
@@ -379,7 +381,7 @@ fn bid(claims: &[Claim], left: u32, going: u64) -> Option<u64> {
 }
 
 #[test]
-fn nothing_is_closed_before_its_time_and_all_that_is_due_goes_together() {
+fn nothing_is_closed_before_its_time_and_all_that_is_due_goes_in_one_batch() {
     let claims = [claim(1, 50_000), claim(2, 40_000), claim(3, 60_000)];
     assert_eq!(planned(&claims, 145, 1), Plan::default());
 
@@ -561,7 +563,7 @@ fn closing_all_leaves_out_what_it_would_eat_and_what_is_closing() {
         closed(claim(4, 50_000), 1, 205),
     ];
 
-    let plan = together(&claims, 10);
+    let plan = all(&claims, 10);
 
     let left: Vec<_> = plan.waiting.iter().map(|it| it.channel).collect();
     assert_eq!(left, [claims[2].channel]);
@@ -572,7 +574,7 @@ fn closing_all_leaves_out_what_it_would_eat_and_what_is_closing() {
 }
 
 #[test]
-fn a_close_together_returns_to_each_payer_what_it_says() {
+fn a_batch_returns_to_each_payer_what_it_says() {
     let payees = two_payees();
     let tx = batch_of(&payees, 1);
     for payee in &payees {

@@ -11,4 +11,5 @@ mod hostile;
 mod laws;
 mod life;
 mod pair;
+mod together;
 mod vectors;

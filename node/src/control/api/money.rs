@@ -321,9 +321,25 @@ pub struct CloseChannel {
     /// Fee rate. Absent: the present estimate for 6 blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feerate_sat_per_kvb: Option<u64>,
+    /// Do not ask the other side to close together: what this side can do alone, at once.
+    #[serde(default)]
+    pub force: bool,
     /// Say what would come of it; broadcast nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// How a channel is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelEnd {
+    /// Both sides signed one transaction.
+    Together,
+    /// The payee broadcast its best voucher.
+    Alone,
+    /// The payer took back what was in it after its expiry.
+    Refund,
 }
 
 /// A closing transaction was, or would be, broadcast.
@@ -332,6 +348,11 @@ pub struct CloseChannel {
 pub struct ChannelClosed {
     /// Channel id.
     pub channel: String,
+    /// How it is ended.
+    pub how: ChannelEnd,
+    /// Why it was not closed together, if that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
     /// The closing transaction or refund. Absent for a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub txid: Option<String>,
@@ -381,20 +402,20 @@ pub struct CloseAllChannels {
     pub dry_run: bool,
 }
 
-/// Channels were, or would be, closed together.
+/// Channels were, or would be, closed in batches.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ChannelsClosed {
     /// One entry a transaction: up to 60 channels share one.
-    pub closes: Vec<JointClose>,
+    pub closes: Vec<BatchClose>,
     /// Channels that stay open, since closing would cost more than half of what they have paid.
     pub left_open: Vec<LeftOpen>,
 }
 
-/// One transaction that closes channels.
+/// One transaction that closes channels: a batch, or the close of one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct JointClose {
+pub struct BatchClose {
     /// Its id. Absent for a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub txid: Option<String>,
@@ -447,13 +468,21 @@ pub struct LeftOpen {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GetEarnings {
-    /// List only leases that were opened within the last so many seconds. Absent: all that are
-    /// remembered. Totals and channels are always of all time.
+    /// Count only what moved within the last so many seconds, everywhere: in the totals, and in the
+    /// leases and channels, of which only those that moved are listed. What is open is as it stands
+    /// now. Absent: all time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since_s: Option<u64>,
+    /// Compare everybody who knows: the journal, sessions and channels, meters, signatures, and the
+    /// chain.
+    #[serde(default)]
+    pub audit: bool,
+    /// List every movement, at most 40,000 of them: if there are more, narrow the span.
+    #[serde(default)]
+    pub entries: bool,
 }
 
-/// What was sold and bought. Totals are of all time; leases are remembered one by one up to a thousand.
+/// What was sold and bought. Leases are remembered one by one up to a thousand.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Earnings {
@@ -465,6 +494,118 @@ pub struct Earnings {
     pub leases: Vec<EarningsLease>,
     /// By channel, newest first.
     pub channels: Vec<EarningsChannel>,
+    /// From when on figures count. Absent: all time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// What the audit found, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<Audit>,
+    /// Every movement, in the order of the journal and then of the chain, if they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entries: Option<Vec<LedgerEntry>>,
+}
+
+/// What an audit found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Audit {
+    /// Movements in the journal and on the chain.
+    pub entries: u64,
+    /// How many pairs of figures were compared.
+    pub compared: u32,
+    /// Whether the chain was compared. It is not while it has not been read to its end.
+    pub chain: bool,
+    /// Records of the journal that do not fit. What they would have moved is in no figure.
+    pub misfits: Vec<Misfit>,
+    /// Figures that do not agree.
+    pub disagreements: Vec<Disagreement>,
+    /// Every account with a balance. Together they are zero.
+    pub balances: Vec<AccountBalance>,
+}
+
+/// A record of the journal that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Misfit {
+    /// Which, or about what.
+    pub whose: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Two figures that should agree and do not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Disagreement {
+    /// The lease, channel, transaction or peer.
+    pub whose: String,
+    /// The rule that is broken.
+    pub rule: String,
+    /// Where the first figure comes from.
+    pub left: String,
+    /// The first figure.
+    pub left_figure: i64,
+    /// Where the second figure comes from.
+    pub right: String,
+    /// The second figure.
+    pub right_figure: i64,
+    /// The first less the second.
+    pub difference: i64,
+    /// What is counted: `msat`, `sat`, `bytes` or `confirmations`.
+    pub unit: String,
+}
+
+/// What one account holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct AccountBalance {
+    /// The account, as in [`LedgerEntry::from`].
+    pub account: String,
+    /// Which side this node is. Absent for what concerns the wallet alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Peer id of the other side. Absent for what concerns the wallet alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// What is in it. Below zero if more came out than went in.
+    pub balance_msat: i64,
+}
+
+/// One movement of money: what leaves one account is in the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LedgerEntry {
+    /// When, to within a minute. Absent if nothing is known of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+    /// Why: `funding`, `voucher`, `settlement`, `refund`, `abandoned`, `receipt`, `write_off`,
+    /// `deposit` or `payment`.
+    pub what: String,
+    /// The account it left: `outside`, `coins`, `locked`, `claims`, `credit`, `unclaimed`, `earned`,
+    /// `spent`, `written_off`, `fees` or `lost`.
+    pub from: String,
+    /// The account it went to.
+    pub to: String,
+    /// How much; never zero.
+    pub amount_msat: u64,
+    /// Bytes that a receipt signs for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Which side this node was. Absent for what concerns the wallet alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Peer id of the other side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    /// The lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
+    /// The channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// The transaction, where the chain alone knows of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<String>,
 }
 
 /// Totals of one role.

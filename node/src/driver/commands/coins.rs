@@ -7,8 +7,13 @@ use bitcoin::{FeeRate, Txid};
 use bitmesh_wallet::chain::BroadcastError;
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::closing::Waiting;
+use bitmesh_wallet::channel::record::End;
+use bitmesh_wallet::channel::split::CloseFailure;
+use bitmesh_wallet::channel::tx::LifeCycle;
 use bitmesh_wallet::keys::Role;
 use bitmesh_wallet::onchain::{HistoryEntry, Payment, SpendError, Status as TxStatus, Value};
+use rand::RngExt;
+use tracing::debug;
 
 use super::super::Driver;
 use super::{Answer, Outcome};
@@ -33,6 +38,22 @@ pub(in crate::driver) struct Handing {
     until: Instant,
     /// The answer, but for whether it was taken.
     reply: Handed,
+}
+
+/// Somebody waits for a channel to be closed together with the peer.
+#[derive(Debug)]
+pub(in crate::driver) struct Together {
+    view: ChannelView,
+    feerate: FeeRate,
+    answer: Answer,
+}
+
+/// How a wish to close a channel goes on.
+enum Begun {
+    /// It was only asked what would come of it.
+    Done(api::ChannelClosed),
+    Alone(ChannelView, FeeRate),
+    Together(ChannelView, FeeRate),
 }
 
 #[derive(Debug)]
@@ -263,17 +284,87 @@ impl Driver {
         }
     }
 
-    pub(super) fn close_channel_asked(
-        &mut self,
-        wanted: &api::CloseChannel,
-    ) -> Result<(Option<Txid>, api::ChannelClosed), ApiError> {
+    /// Closes a channel together with the peer, if that is there; else, or at once if that is wanted, as
+    /// far as this side can alone.
+    pub(super) fn close_channel_asked(&mut self, wanted: &api::CloseChannel, answer: Answer) {
+        match self.begin_close(wanted) {
+            Ok(Begun::Done(closed)) => {
+                let _ = answer.send(Ok(closed.into()));
+            }
+            Ok(Begun::Alone(view, feerate)) => {
+                let closed = self.close_alone(&view, feerate, None);
+                self.answer_handed(closed, answer);
+            }
+            Ok(Begun::Together(view, feerate)) => {
+                self.together.push(Together {
+                    view,
+                    feerate,
+                    answer,
+                });
+                self.drain_payments();
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error));
+            }
+        }
+    }
+
+    fn begin_close(&mut self, wanted: &api::CloseChannel) -> Result<Begun, ApiError> {
         let view = self.find_channel(&wanted.channel)?;
         let feerate = self.feerate_of(wanted.feerate_sat_per_kvb);
         if wanted.dry_run {
-            return Ok((None, would_close(&view, feerate)?));
+            return would_close(&view, feerate, wanted.force).map(Begun::Done);
         }
+        if wanted.force {
+            return Ok(Begun::Alone(view, feerate));
+        }
+        let (seed, now) = (rand::rng().random(), self.clock.now());
+        let begun = self
+            .payments
+            .close_together(view.proposal, feerate, seed, now);
+        Ok(match begun {
+            Ok(()) => Begun::Together(view, feerate),
+            Err(error) => {
+                debug!(channel = view.id, %error, "nothing to close together");
+                Begun::Alone(view, feerate)
+            }
+        })
+    }
+
+    /// The fee rate that the operator wants for a close that is being made together.
+    pub(in crate::driver) fn together_feerate(&self, channel: ProposalId) -> Option<FeeRate> {
+        let wanted = self.together.iter().rev();
+        let mut wanted = wanted.filter(|it| it.view.proposal == channel);
+        wanted.next().map(|it| it.feerate)
+    }
+
+    /// An attempt to close together is over: those who wait for it are told, and if it came to nothing
+    /// this side does what it can alone.
+    pub(in crate::driver) fn together_over(
+        &mut self,
+        channel: ProposalId,
+        outcome: Result<(), CloseFailure>,
+    ) {
+        let waiting = self
+            .together
+            .extract_if(.., |it| it.view.proposal == channel);
+        for waits in waiting.collect::<Vec<_>>() {
+            let closed = match outcome {
+                Ok(()) => self.closed(&waits.view, None),
+                Err(failure) => self.close_alone(&waits.view, waits.feerate, Some(failure)),
+            };
+            self.answer_handed(closed, waits.answer);
+        }
+    }
+
+    fn close_alone(
+        &mut self,
+        view: &ChannelView,
+        feerate: FeeRate,
+        failure: Option<CloseFailure>,
+    ) -> Result<(Option<Txid>, Handed), ApiError> {
         match view.role {
-            Role::Payer => self.refund_channel(&view, feerate)?,
+            Role::Payer => self.refund_channel(view, feerate, failure)?,
             Role::Payee => self
                 .close_channel(view.proposal, Some(feerate))
                 .map_err(|error| {
@@ -285,14 +376,15 @@ impl Driver {
                     )
                 })?,
         }
-        self.ended(&view)
+        self.drain_payments();
+        self.closed(view, failure)
     }
 
     /// Buyer: takes back what a channel holds, as it also happens by itself.
     pub(super) fn refund_channel_asked(
         &mut self,
         wanted: &api::RefundChannel,
-    ) -> Result<(Option<Txid>, api::ChannelClosed), ApiError> {
+    ) -> Result<(Option<Txid>, Handed), ApiError> {
         let view = self.find_channel(&wanted.channel)?;
         let feerate = self.feerate_of(wanted.feerate_sat_per_kvb);
         if view.role == Role::Payee {
@@ -303,51 +395,70 @@ impl Driver {
             ));
         }
         if wanted.dry_run {
-            return Ok((None, would_close(&view, feerate)?));
+            let refund = would_close(&view, feerate, true)?;
+            return Ok((None, Handed::Closed(refund)));
         }
-        self.refund_channel(&view, feerate)?;
-        self.ended(&view)
+        self.refund_channel(&view, feerate, None)?;
+        self.drain_payments();
+        self.closed(&view, None)
     }
 
-    fn refund_channel(&mut self, view: &ChannelView, feerate: FeeRate) -> Result<(), ApiError> {
+    /// `failure` is why the channel was not closed together, if that was tried before.
+    fn refund_channel(
+        &mut self,
+        view: &ChannelView,
+        feerate: FeeRate,
+        failure: Option<CloseFailure>,
+    ) -> Result<(), ApiError> {
         let now = self.clock.now();
         let refund = self.payments.refund(view.proposal, feerate, now);
         let height = self.chain_tip.map_or(0, |tip| tip.block.height);
         let left = view.expiry.saturating_sub(height);
         refund.map_err(|error| {
+            let tried = failure.map_or_else(String::new, |failure| {
+                format!("the channel was not closed together: {failure}; ")
+            });
             let message = match left {
-                0 => format!("the refund is not made: {error}"),
+                0 => format!("{tried}the refund is not made: {error}"),
                 _ => format!(
-                    "the refund is possible from height {}, in {left} blocks; nothing was broadcast",
+                    "{tried}the refund is possible from height {}, in {left} blocks; nothing was \
+                     broadcast",
                     view.expiry
                 ),
             };
             ApiError::new(
                 ErrorCode::Conflict,
                 message,
-                "nothing is lost: the seller can close it at any time, and from that height on this \
-                 node takes the rest back by itself",
+                "nothing is lost: \"bitmesh channels close\" ends it while the seller is connected; the \
+                 seller can also close alone at any time, and from that height on this node takes \
+                 the rest back by itself",
             )
             .with("expiry_height", view.expiry)
             .with("in_blocks", left)
         })
     }
 
-    /// What this node has just made to end a channel.
-    fn ended(
-        &mut self,
+    fn closed(
+        &self,
         view: &ChannelView,
-    ) -> Result<(Option<Txid>, api::ChannelClosed), ApiError> {
-        self.drain_payments();
-        let (txid, received, fee) = self.payments.ending_of(view.proposal).ok_or_else(gone)?;
+        failure: Option<CloseFailure>,
+    ) -> Result<(Option<Txid>, Handed), ApiError> {
+        let ending = self.payments.ending_of(view.proposal).ok_or_else(gone)?;
+        let how = match (ending.is_together, view.role) {
+            (true, _) => api::ChannelEnd::Together,
+            (false, Role::Payee) => api::ChannelEnd::Alone,
+            (false, Role::Payer) => api::ChannelEnd::Refund,
+        };
         let closed = api::ChannelClosed {
             channel: view.id.clone(),
-            txid: Some(txid.to_string()),
-            received_sat: received.to_sat(),
-            fee_sat: fee.to_sat(),
+            how,
+            because: failure.map(|failure| failure.to_string()),
+            txid: Some(ending.txid.to_string()),
+            received_sat: ending.received.to_sat(),
+            fee_sat: ending.fee.to_sat(),
             broadcast: false,
         };
-        Ok((Some(txid), closed))
+        Ok((Some(ending.txid), Handed::Closed(closed)))
     }
 
     pub(super) fn find_channel(&self, wanted: &str) -> Result<ChannelView, ApiError> {
@@ -395,7 +506,7 @@ impl Driver {
         members: &[ProposalId],
         feerate: FeeRate,
         dry_run: bool,
-    ) -> Result<(Option<Txid>, api::JointClose), ApiError> {
+    ) -> Result<(Option<Txid>, api::BatchClose), ApiError> {
         // As long as it is not signed for, any script of the kind that the wallet gives out will do.
         let payout = match dry_run {
             true => bitcoin::ScriptBuf::from_bytes([&[0x51, 0x20][..], &[0; 32]].concat()),
@@ -419,7 +530,7 @@ impl Driver {
             .iter()
             .map(|share| self.closed_share(share))
             .collect();
-        let close = api::JointClose {
+        let close = api::BatchClose {
             txid: (!dry_run).then(|| tx.compute_txid().to_string()),
             vbytes: tx.weight().to_vbytes_ceil(),
             received_sat: channels.iter().map(|share| share.received_sat).sum(),
@@ -433,7 +544,7 @@ impl Driver {
         }
         let now = self.clock.now();
         self.payments
-            .close_together(members, payout, feerate, now)
+            .close_in_batch(members, payout, feerate, now)
             .map_err(failed)?;
         Ok((Some(tx.compute_txid()), close))
     }
@@ -466,16 +577,38 @@ impl Driver {
     }
 }
 
-/// What ending a channel alone would bring, by the sizes of its transactions.
-fn would_close(view: &ChannelView, feerate: FeeRate) -> Result<api::ChannelClosed, ApiError> {
-    let life = bitmesh_wallet::channel::tx::LifeCycle::estimate(feerate).ok_or_else(gone)?;
-    let (held, fee) = match view.role {
-        Role::Payer => (view.capacity, life.refund),
-        Role::Payee => (view.paid, life.close),
+/// What ending a channel would bring, by the sizes of its transactions: together with the peer, or
+/// alone if that is wanted.
+fn would_close(
+    view: &ChannelView,
+    feerate: FeeRate,
+    alone: bool,
+) -> Result<api::ChannelClosed, ApiError> {
+    let life = LifeCycle::estimate(feerate).ok_or_else(gone)?;
+    let zero = bitcoin::Amount::ZERO;
+    let is_unpaid = view.paid == zero;
+    let rest = view.capacity.checked_sub(view.paid).unwrap_or(zero);
+    let (how, held, fee) = match (view.role, alone) {
+        (Role::Payer, true) => (api::ChannelEnd::Refund, view.capacity, life.refund),
+        (Role::Payer, false) => {
+            let fee = if is_unpaid {
+                life.together_unpaid
+            } else {
+                zero
+            };
+            (api::ChannelEnd::Together, rest, fee)
+        }
+        (Role::Payee, true) => (api::ChannelEnd::Alone, view.paid, life.close),
+        (Role::Payee, false) => {
+            let fee = if is_unpaid { zero } else { life.together };
+            (api::ChannelEnd::Together, view.paid, fee)
+        }
     };
-    let received = held.checked_sub(fee).unwrap_or(bitcoin::Amount::ZERO);
+    let received = held.checked_sub(fee).unwrap_or(zero);
     Ok(api::ChannelClosed {
         channel: view.id.clone(),
+        how,
+        because: None,
         txid: None,
         received_sat: received.to_sat(),
         fee_sat: fee.to_sat(),
@@ -494,10 +627,8 @@ fn transaction(entry: &HistoryEntry, channels: &[ChannelView]) -> api::Transacti
         api::TransactionKind::Funding
     } else if let Some(view) = channels.iter().find(is_ending) {
         match view.settlement.map(|settlement| settlement.end) {
-            Some(bitmesh_wallet::channel::record::End::Refund) => api::TransactionKind::Refund,
-            Some(bitmesh_wallet::channel::record::End::Commitment) | None => {
-                api::TransactionKind::Settlement
-            }
+            Some(End::Refund) => api::TransactionKind::Refund,
+            Some(End::Commitment | End::Together) | None => api::TransactionKind::Settlement,
         }
     } else if entry.net_sat() >= 0 {
         api::TransactionKind::Received

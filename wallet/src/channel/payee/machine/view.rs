@@ -121,6 +121,7 @@ impl Payee {
         phase.is_some_and(|phase| phase < Phase::Stop)
             && funded.close.is_none()
             && funded.spent.is_none()
+            && !funded.is_frozen()
             && !funded.chain.is_lost()
     }
 
@@ -154,7 +155,7 @@ impl Payee {
         }
     }
 
-    /// What a close together with others is made from. `None` if there is no voucher.
+    /// What a batch is made from. `None` if there is no voucher.
     pub fn member(&self) -> Option<Member<'_>> {
         let State::Funded(funded) = &self.state else {
             return None;
