@@ -5,7 +5,8 @@ use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::batch::{self, BatchError, MAX_CHANNELS, Member};
 use bitmesh_wallet::channel::closing::{By, Claim, Close, Outputs, Plan, Standing, all, plan};
 use bitmesh_wallet::channel::deadline::{BlockHeight, Margins};
-use bitmesh_wallet::channel::message::Message;
+use bitmesh_wallet::channel::message::{Close as CloseWish, Message, RefusalCode};
+use bitmesh_wallet::channel::musig::PublicNonce;
 use bitmesh_wallet::channel::params::{Contract, PayeePolicy, Tranche};
 use bitmesh_wallet::channel::payee::{self, CloseError, Payee};
 use bitmesh_wallet::channel::record::{End, Fact, Record};
@@ -274,6 +275,77 @@ fn the_books_of_channels_that_ended_in_a_batch_add_up_to_the_sat() {
     assert_eq!(totals.received, tx.output.last().unwrap().value);
     assert_eq!(totals.close_fees, sat(20_000) - totals.received);
     assert_eq!(totals.lost, Amount::ZERO);
+}
+
+/// The payer of `payee` wants to end its channel together.
+fn wish_of_payer(payee: &Payee) -> payee::Input {
+    let tranche = payee.tranche().unwrap();
+    let points = [PAYER, PAYEE].map(|key| keypair(key).public_key().serialize());
+    let nonce: [u8; 66] = points.concat().try_into().unwrap();
+    let close = CloseWish {
+        channel: tranche.channel(),
+        tranche: tranche.index(),
+        nonce: PublicNonce::from_byte_array(&nonce).unwrap(),
+        promised: None,
+    };
+    payee::Input::Received(Message::Close(Box::new(close)))
+}
+
+#[test]
+fn a_payer_that_wants_to_close_together_does_not_keep_its_channel_out_of_a_batch() {
+    let mut payees = two_payees();
+    let now = epoch();
+    let wish = wish_of_payer(&payees[0]);
+    payees[0].handle(wish, now).unwrap();
+    assert!(drain_payee(&mut payees[0]).contains(&payee::Output::Notify(payee::Event::SplitDue)));
+
+    let due = BlockHeight::new(EXPIRY.get() - Margins::default().close);
+    let plan = plan(&claims(&payees), due, 1, &Margins::default());
+    assert_eq!(plan.closes.len(), 1);
+    assert_eq!(plan.closes[0].members.len(), 2);
+    let tx = Box::new(batch_of(&payees, 1));
+    for payee in &mut payees {
+        let tx = tx.clone();
+        payee
+            .handle(payee::Input::CloseInBatch { tx }, now)
+            .unwrap();
+        drain_payee(payee);
+    }
+
+    // The attempt is over: its answer comes too late, and nothing more waits for its payer.
+    let chosen = payee::Input::SplitChosen {
+        payout: p2tr(0xaa),
+        feerate: ONE,
+        seed: [1; 32],
+    };
+    payees[0].handle(chosen, now).unwrap();
+    assert_eq!(drain_payee(&mut payees[0]), []);
+    assert_eq!(payees[0].poll_timeout(), None);
+    assert_eq!(payees[0].closes_with(), Some(&*tx));
+}
+
+#[test]
+fn a_payer_whose_channel_ends_in_a_batch_is_refused_when_it_wants_to_close_together() {
+    let mut payees = two_payees();
+    let (tx, now) = (Box::new(batch_of(&payees, 1)), epoch());
+    for payee in &mut payees {
+        let tx = tx.clone();
+        payee
+            .handle(payee::Input::CloseInBatch { tx }, now)
+            .unwrap();
+        drain_payee(payee);
+    }
+
+    let wish = wish_of_payer(&payees[0]);
+    let told = payees[0].handle(wish, now);
+
+    assert_eq!(told, Err(payee::Error::Closing));
+    assert_eq!(
+        payee::Error::Closing.refusal(),
+        Some(RefusalCode::Closing)
+    );
+    assert_eq!(drain_payee(&mut payees[0]), []);
+    assert_eq!(payees[0].closes_with(), Some(&*tx));
 }
 
 #[test]
