@@ -103,6 +103,8 @@ struct Channel<M> {
     ending: Option<Transaction>,
     /// Seller: the wallet's script that it is paid out to.
     payout: Option<ScriptBuf>,
+    /// Seller: the height at which the buyer was last asked to close together because of the expiry.
+    asked_at: Option<BlockHeight>,
 }
 
 impl<M> Channel<M> {
@@ -114,6 +116,7 @@ impl<M> Channel<M> {
             fees: Amount::ZERO,
             ending: None,
             payout: None,
+            asked_at: None,
         }
     }
 }
@@ -208,6 +211,7 @@ impl Payments {
                         fees,
                         ending: None,
                         payout: None,
+                        asked_at: None,
                     },
                 );
                 use_channel(&mut self.bought, seller, proposal, promised);

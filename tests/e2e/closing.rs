@@ -8,11 +8,15 @@ use bitmesh_node::control::api::{
 };
 use bitmesh_testnet::books::Opening;
 use bitmesh_tests::{PATIENCE, World, wait};
+use bitmesh_wallet::channel::split;
 
 use crate::accounts::{self, MB};
 
 /// Blocks before the expiry at which a seller closes.
 const CLOSES: u32 = 144;
+
+/// Blocks before the expiry at which it first asks the buyer to close together.
+const ASKS: u32 = 216;
 
 /// Two buyers with a channel each to one seller, who has closed their leases.
 async fn two_buyers() -> (World, Opening) {
@@ -94,9 +98,50 @@ async fn a_seller_closes_the_channels_of_two_buyers_in_one_transaction() {
     world.end().await;
 }
 
+/// Mines up to `height`, and returns when all nodes have seen it.
+async fn mine_to(world: &World, height: u32) {
+    while let left @ 1.. = height.saturating_sub(world.chain().height().unwrap()) {
+        world.mine(left.min(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_buyer_that_is_there_is_asked_to_close_together_before_its_channel_expires() {
+    let (world, opening) = accounts::pair(accounts::seller("alice")).await;
+    let lease = accounts::buy(&world, "bob", 10 * MB).await;
+    world.fetch("bob", accounts::file(4 * MB, 1)).await;
+    accounts::close(&world, "bob", "alice", &lease.id).await;
+    let held = world.channels("alice").await.remove(0);
+    let asks = held.steps.iter().find(|step| step.what == StepKind::Asks);
+    let asks = asks.expect("a seller sees when it asks").height;
+    assert_eq!(asks, held.expiry_height - ASKS);
+
+    mine_to(&world, asks - 1).await;
+    assert!(world.chain().mempool().unwrap().is_empty());
+    mine_to(&world, asks).await;
+
+    let what = "a close in the mempool";
+    let txid = wait::until_async(PATIENCE, what, || async {
+        world.chain().mempool().unwrap().first().copied()
+    })
+    .await
+    .unwrap();
+    world.mine(accounts::FINAL).await;
+    let state = ChannelState::Closed;
+    let sold = world.until_channel("alice", &held.id, state).await;
+    let bought = world.until_channel("bob", &held.id, state).await;
+    assert_eq!(sold.closing_txid, Some(txid.to_string()));
+    assert_eq!(bought.closing_txid, Some(txid.to_string()));
+    // One signature of both: a close alone would have cost a third more.
+    assert_eq!(sold.fees_sat, split::SPLIT_VBYTES);
+    assert_eq!(sold.paid_sat, held.paid_sat);
+    accounts::balance(&world, &opening, &[]).await;
+    world.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn channels_that_are_about_to_expire_are_closed_without_being_told() {
-    let (world, _opening) = two_buyers().await;
+    let (mut world, _opening) = two_buyers().await;
     let channels = world.channels("alice").await;
     let id = channels[0].id.clone();
     let show = ShowChannel {
@@ -123,11 +168,15 @@ async fn channels_that_are_about_to_expire_are_closed_without_being_told() {
     let height = format!("from height {}", shown.expiry_height);
     assert!(early.contains(&height), "{early}");
 
-    // The two were opened within a few blocks of one another; from the later deadline on both are due.
+    // Nobody is there any more to close together with. The two were opened within a few blocks of one
+    // another; from the later deadline on both are due.
+    for buyer in ["bob", "carol"] {
+        world.node_mut(buyer).kill().unwrap();
+    }
     let latest = channels.iter().map(|it| it.expiry_height).max().unwrap();
     let due = latest - CLOSES;
-    while let left @ 1.. = due - world.chain().height().unwrap() {
-        world.mine(left.min(100)).await;
+    while let left @ 1.. = due.saturating_sub(world.chain().height().unwrap()) {
+        world.chain().mine(left.min(100)).unwrap();
     }
 
     let what = "the close of every channel in the mempool";
@@ -145,12 +194,13 @@ async fn channels_that_are_about_to_expire_are_closed_without_being_told() {
     .await
     .unwrap();
     assert!(closed.iter().all(|it| it.role == ChannelRole::Payee));
-    world.mine(accounts::FINAL).await;
+    world.chain().mine(accounts::FINAL).unwrap();
     for channel in closed {
         let is_closed = ChannelState::Closed;
-        world.until_channel("alice", &channel.id, is_closed).await;
+        let channel = world.until_channel("alice", &channel.id, is_closed).await;
+        assert_ne!(channel.fees_sat, split::SPLIT_VBYTES, "closed together");
     }
     let leases = world.leases("alice").await;
     assert!(leases.iter().all(|lease| lease.state == LeaseState::Closed));
-    world.end().await;
+    accounts::audited_node(&world, "alice").await;
 }

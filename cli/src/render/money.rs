@@ -197,6 +197,7 @@ fn next_step(channel: &Channel) -> Option<&ChannelStep> {
 fn step_text(step: &ChannelStep) -> String {
     let what = match step.what {
         StepKind::Stops => "stops",
+        StepKind::Asks => "asks to close together",
         StepKind::Closes => "closes",
         StepKind::BidsMore => "bids more",
         StepKind::BidsHalf => "bids up to half",

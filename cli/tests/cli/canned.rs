@@ -390,6 +390,7 @@ pub(crate) fn channel() -> Channel {
 /// What still happens to a channel of a seller's, 240 blocks before it expires.
 pub(crate) fn steps() -> Vec<ChannelStep> {
     let steps = [
+        (StepKind::Asks, 216, "the buyer is asked to close together"),
         (StepKind::Closes, 144, "this node takes what it was paid"),
         (StepKind::BidsMore, 100, "half as much again is bid"),
         (StepKind::BidsHalf, 36, "up to half of it is bid"),

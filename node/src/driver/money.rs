@@ -66,6 +66,7 @@ impl Driver {
                         debug!(%channel, %error, "the refund has to wait");
                     }
                 }
+                Output::CooperationDue { channel, buyer } => self.cooperation_due(channel, buyer),
                 Output::CloseWanted { channel } => self.close_wanted(channel),
                 Output::SplitDue { channel } => self.split_due(channel),
                 Output::Closing { channel } => self.together_over(channel, Ok(())),
@@ -230,6 +231,19 @@ impl Driver {
             Err(error) => {
                 error!(%error, "no address to close to; trying again with the next block");
             }
+        }
+    }
+
+    /// Seller: asks a buyer that is there to close together before the deadline. One that is not there
+    /// is not looked for: closing alone is always possible.
+    fn cooperation_due(&mut self, channel: ProposalId, buyer: NodeId) {
+        if !self.connected.contains_key(&buyer) {
+            return;
+        }
+        info!(%channel, "the expiry comes near; asking the buyer to close together");
+        let now = self.clock.now();
+        if let Err(error) = self.payments.cooperate(channel, now) {
+            debug!(%channel, %error, "the buyer is not asked to close together");
         }
     }
 

@@ -197,13 +197,21 @@ pub(super) fn refusal_back(refused: &protocol::Refusal) -> Option<Refusal> {
 /// Something that happens to a channel, with its reason.
 pub(super) fn channel_step(role: Role, step: Step, height: u32) -> api::ChannelStep {
     let (what, why) = match (step.phase, role) {
-        (Phase::Serve | Phase::Propose | Phase::Cooperate | Phase::Stop, Role::Payee) => (
+        (Phase::Serve | Phase::Propose | Phase::Stop, Role::Payee) => (
             api::StepKind::Stops,
             "nothing more is carried on it, so that it can be closed in time",
         ),
-        (Phase::Serve | Phase::Propose | Phase::Cooperate | Phase::Stop, Role::Payer) => (
+        (Phase::Serve | Phase::Propose | Phase::Stop, Role::Payer) => (
             api::StepKind::Stops,
             "nothing more is paid on it; the next purchase opens another",
+        ),
+        (Phase::Cooperate, Role::Payee) => (
+            api::StepKind::Asks,
+            "the buyer is asked to close together while it is there, for three quarters of the fee",
+        ),
+        (Phase::Cooperate, Role::Payer) => (
+            api::StepKind::Asks,
+            "the seller asks this node to close together; the rest comes back a day sooner",
         ),
         (Phase::Close, Role::Payee) => (
             api::StepKind::Closes,

@@ -13,6 +13,10 @@ use tracing::{error, info, warn};
 use super::views::{ChannelStage, ChannelView};
 use super::{Output, Payments, PaymentsError};
 
+/// Blocks between two wishes of a seller to close together because of the expiry: an hour, so that a
+/// buyer that refuses or does not answer is not asked more than 12 times.
+const ASK_EVERY: u32 = 6;
+
 /// What one channel gets out of the transaction that ends it, and what it bears of the fee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
@@ -57,6 +61,37 @@ impl Payments {
                 self.outputs.push_back(Output::Changed(channel));
             }
         }
+    }
+
+    /// The buyer should be asked to close together, unless it was just now.
+    pub(super) fn cooperation_due(&mut self, channel: ProposalId) {
+        let (Some(tip), Some(payee)) = (self.tip, self.payees.get(&channel)) else {
+            return;
+        };
+        // A reorganisation may take the tip below the height at which it was asked: no reason to ask.
+        let is_early = |asked: BlockHeight| asked.blocks_until(tip) < ASK_EVERY;
+        if payee.asked_at.is_none_or(|asked| !is_early(asked)) {
+            let buyer = payee.peer;
+            self.outputs
+                .push_back(Output::CooperationDue { channel, buyer });
+        }
+    }
+
+    /// Seller: asks the buyer to close together, since the expiry comes near. There is at most one
+    /// attempt at a time, and what comes of it is told like any other; if it comes to nothing, the
+    /// channel is closed alone when that is due.
+    ///
+    /// # Errors
+    ///
+    /// [`PaymentsError::Unknown`], or why there is nothing to close.
+    pub(crate) fn cooperate(
+        &mut self,
+        channel: ProposalId,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        let payee = self.payees.get_mut(&channel);
+        payee.ok_or(PaymentsError::Unknown)?.asked_at = self.tip;
+        self.tell_payee(channel, payee::Input::CooperationAsked, now)
     }
 
     /// What closing every channel that is worth it would take, each with as many others as fit.
@@ -210,13 +245,12 @@ impl Payments {
     }
 }
 
-/// Whether something happens to see for this side. Carrying a channel over and closing it together
-/// are proposed to nobody yet.
+/// Whether something happens to see for this side. Carrying a channel over is proposed to nobody yet.
 const fn is_shown(role: Role, phase: Phase) -> bool {
     match (role, phase) {
-        (_, Phase::Serve | Phase::Propose | Phase::Cooperate) => false,
+        (_, Phase::Serve | Phase::Propose) => false,
         (_, Phase::Stop | Phase::Close | Phase::Expired) => true,
-        (Role::Payee, Phase::Raise | Phase::Last) => true,
-        (Role::Payer, Phase::Raise | Phase::Last) => false,
+        (Role::Payee, Phase::Cooperate | Phase::Raise | Phase::Last) => true,
+        (Role::Payer, Phase::Cooperate | Phase::Raise | Phase::Last) => false,
     }
 }

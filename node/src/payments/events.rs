@@ -256,11 +256,10 @@ impl Payments {
                     self.budget.lost(proposal, tip);
                 }
             }
+            payee::Event::CooperationDue { .. } => return self.cooperation_due(proposal),
             // Closes are planned for all channels at once, after each block. Nothing carries a channel
-            // over, or asks its buyer to close together, by itself yet: it is used until service stops.
-            payee::Event::CloseDue { .. }
-            | payee::Event::RolloverDue { .. }
-            | payee::Event::CooperationDue { .. } => return,
+            // over yet: it is used until service stops.
+            payee::Event::CloseDue { .. } | payee::Event::RolloverDue { .. } => return,
             payee::Event::SplitDue => {
                 self.outputs
                     .push_back(Output::SplitDue { channel: proposal });

@@ -58,6 +58,15 @@ pub(crate) enum Output {
         /// Where to; a fresh script of the wallet if nothing is replaced.
         payout: Option<ScriptBuf>,
     },
+    /// Seller: the expiry comes near, and the buyer should be asked to close together. Answer with
+    /// [`Payments::cooperate`] if there is a connection to it; if not, this comes again with the next
+    /// block.
+    CooperationDue {
+        /// Which channel.
+        channel: ProposalId,
+        /// Who pays on it.
+        buyer: NodeId,
+    },
     /// The payer may take its money back: answer with [`Payments::refund`].
     RefundDue {
         /// Which channel.
@@ -73,7 +82,8 @@ pub(crate) enum Output {
         /// Which channel.
         channel: ProposalId,
     },
-    /// This channel is being closed together by a transaction that both have signed.
+    /// This channel is being closed, by a transaction that both have signed or, where this node is
+    /// paid, that it has made alone.
     Closing {
         /// Which channel.
         channel: ProposalId,

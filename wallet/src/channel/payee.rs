@@ -95,6 +95,9 @@ pub enum Input {
     /// [`Event::Closing`] or, within [`CLOSE_PATIENCE`](super::params::CLOSE_PATIENCE), in
     /// [`Event::CloseFailed`].
     TogetherAsked,
+    /// The answer to [`Event::CooperationDue`]: like [`TogetherAsked`](Self::TogetherAsked), as long as
+    /// the fee takes at most half of what is paid. Else the channel waits for its deadline.
+    CooperationAsked,
     /// The answer to [`Event::SplitDue`].
     SplitChosen {
         /// Where the payout goes: an unused pay-to-taproot script of our wallet. The same for every
@@ -203,8 +206,8 @@ pub enum Event {
         blocks_left: u32,
     },
     /// The payer should be asked to end the channel together, which is cheaper for both than what
-    /// comes next. Repeated with every block until [`CloseDue`](Self::CloseDue). Whoever asks does
-    /// it with [`Input::TogetherAsked`]; what is not agreed by then is closed alone.
+    /// comes next. Repeated with every block until [`CloseDue`](Self::CloseDue). Answer with
+    /// [`Input::CooperationAsked`], now and then; what is not agreed by then is closed alone.
     CooperationDue {
         /// Blocks left until the payer's refund is valid too.
         blocks_left: u32,

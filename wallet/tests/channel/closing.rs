@@ -340,10 +340,7 @@ fn a_payer_whose_channel_ends_in_a_batch_is_refused_when_it_wants_to_close_toget
     let told = payees[0].handle(wish, now);
 
     assert_eq!(told, Err(payee::Error::Closing));
-    assert_eq!(
-        payee::Error::Closing.refusal(),
-        Some(RefusalCode::Closing)
-    );
+    assert_eq!(payee::Error::Closing.refusal(), Some(RefusalCode::Closing));
     assert_eq!(drain_payee(&mut payees[0]), []);
     assert_eq!(payees[0].closes_with(), Some(&*tx));
 }

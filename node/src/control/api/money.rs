@@ -288,6 +288,8 @@ pub struct ChannelStep {
 pub enum StepKind {
     /// Nothing more is carried or paid on it.
     Stops,
+    /// The seller asks the buyer to close it together.
+    Asks,
     /// The seller closes it by itself.
     Closes,
     /// The seller bids more for its close.

@@ -348,6 +348,9 @@ impl Driver {
         let waiting = self
             .together
             .extract_if(.., |it| it.view.proposal == channel);
+        if let Err(failure) = outcome {
+            debug!(%channel, %failure, "the channel is not closed together");
+        }
         for waits in waiting.collect::<Vec<_>>() {
             let closed = match outcome {
                 Ok(()) => self.closed(&waits.view, None),

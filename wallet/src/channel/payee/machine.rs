@@ -20,7 +20,7 @@ use crate::channel::record::{End, Fact, Record};
 use crate::channel::tx;
 use crate::channel::voucher::Voucher;
 
-use self::state::{Attempt, Chain, Funded, Grant, Spend, State};
+use self::state::{Attempt, Chain, Funded, Grant, Spend, State, Wish};
 
 /// The payee's end of one channel.
 #[derive(Debug)]
@@ -122,7 +122,8 @@ impl Payee {
             }
             Input::CloseAsked { payout, feerate } => self.close(&payout, feerate)?,
             Input::CloseInBatch { tx } => self.close_in_batch(*tx)?,
-            Input::TogetherAsked => self.close_together(now)?,
+            Input::TogetherAsked => self.close_together(Wish::Operator, now)?,
+            Input::CooperationAsked => self.close_together(Wish::Deadline, now)?,
             Input::SplitChosen {
                 payout,
                 feerate,

@@ -47,9 +47,18 @@ pub(super) struct Funded {
 pub(super) struct Attempt {
     /// When it is given up.
     pub(super) until: Instant,
-    /// Whether our operator wants it too, whatever the fee takes.
-    pub(super) is_ours: bool,
+    /// What we want of it, if not only the payer does.
+    pub(super) wish: Option<Wish>,
     pub(super) step: Step,
+}
+
+/// Why we want to close together. The later one asks for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wish {
+    /// The expiry comes near: as long as the fee takes at most half.
+    Deadline,
+    /// Our operator: whatever the fee takes.
+    Operator,
 }
 
 #[derive(Debug)]
