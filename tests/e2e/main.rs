@@ -4,6 +4,7 @@
 
 mod accounts;
 mod chain;
+mod closing;
 mod crash;
 mod hosts;
 mod misuse;

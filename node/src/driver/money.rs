@@ -8,6 +8,7 @@ use bitmesh_market::units::Msat;
 use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
 use bitmesh_wallet::chain::{BlockId, BroadcastError, ChainEvent, Start, Tip};
 use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::closing::Close;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
@@ -62,21 +63,14 @@ impl Driver {
                 } => {
                     self.watch(channel, outpoint, script, &funding);
                 }
-                Output::CloseDue {
-                    channel,
-                    blocks_left,
-                } => {
-                    warn!(%channel, blocks_left, "a channel's deadline has come; closing it");
-                    if let Err(error) = self.close_channel(channel, None) {
-                        error!(%channel, %error, "the channel could not be closed");
-                    }
-                }
+                Output::CloseDue { close, payout } => self.close_due(&close, payout),
                 Output::RefundDue { channel } => {
                     let (feerate, now) = (self.payments.feerate(), self.clock.now());
                     if let Err(error) = self.payments.refund(channel, feerate, now) {
                         debug!(%channel, %error, "the refund has to wait");
                     }
                 }
+                Output::CooperationDue { channel, buyer } => self.cooperation_due(channel, buyer),
                 Output::CloseWanted { channel } => self.close_wanted(channel),
                 Output::SplitDue { channel } => self.split_due(channel),
                 Output::Closing { channel } => self.together_over(channel, Ok(())),
@@ -223,6 +217,45 @@ impl Driver {
             Err(error) => error!(%channel, %error, "a channel cannot be watched"),
         }
         self.watcher_events();
+    }
+
+    /// Seller: channels whose deadline has come are closed, or more is bid for their close.
+    fn close_due(&mut self, close: &Close, payout: Option<ScriptBuf>) {
+        let payout = match (payout, close.members.as_slice()) {
+            (Some(payout), _) => Ok(payout),
+            (None, [channel]) => self.payout(*channel),
+            (None, _) => self
+                .wallet
+                .change_script()
+                .map_err(|error| error.to_string()),
+        };
+        match payout {
+            Ok(payout) => {
+                let (channels, feerate) = (close.members.len(), close.feerate);
+                match close.replaces {
+                    None => warn!(channels, feerate, "a deadline has come; closing channels"),
+                    Some(txid) => warn!(channels, feerate, %txid, "bidding more for a close"),
+                }
+                let now = self.clock.now();
+                self.payments.close_due(close, payout, now);
+            }
+            Err(error) => {
+                error!(%error, "no address to close to; trying again with the next block");
+            }
+        }
+    }
+
+    /// Seller: asks a buyer that is there to close together before the deadline. One that is not there
+    /// is not looked for: closing alone is always possible.
+    fn cooperation_due(&mut self, channel: ProposalId, buyer: NodeId) {
+        if !self.connected.contains_key(&buyer) {
+            return;
+        }
+        info!(%channel, "the expiry comes near; asking the buyer to close together");
+        let now = self.clock.now();
+        if let Err(error) = self.payments.cooperate(channel, now) {
+            debug!(%channel, %error, "the buyer is not asked to close together");
+        }
     }
 
     /// The script that a channel is paid out to: one for all ways and attempts to close it.
