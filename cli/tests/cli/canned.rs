@@ -82,6 +82,7 @@ pub(crate) fn chain() -> Chain {
         source: "bitcoind at 127.0.0.1:8332".into(),
         connected: true,
         height: 880_123,
+        source_height: 880_123,
         tip: "00000000000000000001aa".into(),
         synced: true,
         feerate_sat_per_kvb: Some(2_500),

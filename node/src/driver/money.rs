@@ -24,6 +24,10 @@ use crate::payments::{ChainFact, Output};
 use crate::protocol::{Request, Response};
 use crate::records::{Codec, Kind, OpenedRecord};
 
+/// Blocks that are searched for a funding that was told of late: the peer may have been slower than
+/// the chain.
+const BLOCKS_SEARCHED: u32 = 6;
+
 /// A channel's funding, being watched.
 #[derive(Debug)]
 pub(super) struct Watched {
@@ -201,8 +205,15 @@ impl Driver {
         {
             debug!(%error, "a closing fee will not be shown");
         }
-        match self.watcher.watch(outpoint, script, funding) {
-            Ok(()) => self.chain_do(ChainCommand::LookAgain(outpoint)),
+        match self.watcher.watch(outpoint, script.clone(), funding) {
+            // Before that, it is among the scripts to begin with.
+            Ok(()) if self.follows_chain => {
+                let from = self.wallet.tip().height.saturating_sub(BLOCKS_SEARCHED);
+                let scripts = vec![script];
+                self.chain_do(ChainCommand::Watch { from, scripts });
+                self.chain_do(ChainCommand::LookAgain(outpoint));
+            }
+            Ok(()) => {}
             Err(error) => error!(%channel, %error, "a channel cannot be watched"),
         }
         self.watcher_events();
@@ -343,6 +354,16 @@ impl Driver {
                 // Before the watcher sees this block, so that it sees in it whatever becomes of them.
                 self.adopt_lost_fundings();
                 self.tell_wallet();
+                // An address was used, so others further on may be used from this block on.
+                let from = match event {
+                    ChainEvent::Connected { height, .. }
+                    | ChainEvent::Disconnected { height, .. } => *height,
+                    ChainEvent::Mempool { .. } => self.wallet.tip().height.saturating_add(1),
+                };
+                let scripts = self.wallet.take_new_scripts();
+                if !scripts.is_empty() {
+                    self.chain_do(ChainCommand::Watch { from, scripts });
+                }
             }
             Err(error) => {
                 warn!(%error, "the wallet lost its place in the chain; reading from where it stood");
@@ -468,7 +489,7 @@ impl Driver {
     }
 
     /// Follows the chain from the lower of the two places that wallet and watcher know.
-    fn follow_chain(&self) {
+    fn follow_chain(&mut self) {
         let (wallet, watcher) = (self.wallet.start(), self.watcher.start());
         let lower = if self.wallet.tip().height <= self.watcher.height() {
             &wallet
@@ -479,9 +500,15 @@ impl Driver {
             locator: lower.locator.clone(),
             floor: lower.floor,
             unconfirmed: Vec::new(),
+            scripts: Vec::new(),
         };
         start.unconfirmed.extend(wallet.unconfirmed);
         start.unconfirmed.extend(watcher.unconfirmed);
+        start.scripts.extend(wallet.scripts);
+        start.scripts.extend(watcher.scripts);
+        self.follows_chain = true;
+        // All of the wallet's are among them.
+        let _ = self.wallet.take_new_scripts();
         self.chain_do(ChainCommand::Follow(start));
     }
 

@@ -209,18 +209,20 @@ impl Driver {
     pub(super) fn chain_view(&self) -> api::Chain {
         let tip = self.wallet.tip();
         api::Chain {
-            source: format!("bitcoind at {}", self.config.chain.place(self.network)),
+            source: self.source_name.clone(),
             connected: self.chain_tip.is_some() && self.chain_trouble.is_none(),
             height: tip.height,
+            source_height: self.chain_tip.map_or(0, |tip| tip.headers),
             tip: tip.hash.to_string(),
             synced: self.is_synced(),
             feerate_sat_per_kvb: self.feerate.map(|rate| rate.saturating_mul(1_000)),
             problem: self.chain_trouble.as_ref().map(|message| api::Reason {
                 code: "chain_unreachable".to_owned(),
                 message: message.clone(),
-                hint: Some(
-                    "check chain.bitcoind in the configuration; it is being asked again".to_owned(),
-                ),
+                hint: Some(format!(
+                    "check chain.{} in the configuration; it is being asked again",
+                    self.config.chain.leads(self.network)
+                )),
             }),
         }
     }
