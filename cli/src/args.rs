@@ -23,8 +23,9 @@ pub use self::{
         WalletCommand,
     },
     node::{
-        ApiArgs, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs, HelpArgs, InitArgs, LogFormat,
-        ManArgs, PathName, PeersArgs, PeersCommand, StatusArgs, UpArgs,
+        ApiArgs, BackupArgs, BackupCommand, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs,
+        HelpArgs, InitArgs, LogFormat, ManArgs, PathName, PeersArgs, PeersCommand, StatusArgs,
+        UpArgs,
     },
     testnet::{
         ExecArgs, FaucetArgs, LogsArgs, MineArgs, TestnetArgs, TestnetCommand, TestnetName,
@@ -161,9 +162,10 @@ pub enum Command {
 
 The network is --network, else the one a configuration names, else mainnet; it stands in the new
 configuration. The twelve words are written to words.txt in the data directory, readable by you
-alone: copy them to paper. Whoever has them has the coins. They restore the node's name and its
-coins on chain, not its channels, leases and credit: those are in the file \"journal\" of the data
-directory. Keep that file, and copy it only while the node is stopped.")]
+alone: copy them to paper. Whoever has them has the coins. They restore the node's name, its coins
+on chain, and what a buyer's channels still hold, after their expiry. What a seller has earned and
+not claimed, and leases and credit, are in the file \"journal\" of the data directory: keep that
+with \"bitmesh backup create\".")]
     Init(InitArgs),
     /// Start the daemon in the background and wait until it is ready
     #[command(after_help = "Example:
@@ -267,6 +269,11 @@ meters, and the chain. It says which figures disagree and by how much, and exits
 Movements of one kind within a minute are one line. The accounts are outside, coins, locked, claims,
 credit, unclaimed, earned, spent, written_off, fees and lost.")]
     Earnings(EarningsArgs),
+    /// Keep what the twelve words do not bring back: create, verify, restore
+    #[command(after_help = "Examples:
+  bitmesh backup create /mnt/usb/bitmesh-monday
+  bitmesh backup verify /mnt/usb/bitmesh-monday")]
+    Backup(BackupArgs),
     /// Show, change and check the configuration
     #[command(after_help = "Examples:
   bitmesh config get

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+mod backup;
 mod config;
 mod daemon;
 mod init;
@@ -32,6 +33,7 @@ pub(crate) fn run(context: Context, command: Command) -> Result<(), Failure> {
         Command::Wallet(args) => money::wallet(&context, args.command),
         Command::Channels(args) => money::channels(&context, args),
         Command::Earnings(args) => money::earnings(&context, &args),
+        Command::Backup(args) => backup::run(&context, args),
         Command::Config(args) => config::run(&context, args.command),
         Command::Testnet(args) => testnet::run(&context, args.command),
         Command::Events(args) => watch::events(&context, &args),

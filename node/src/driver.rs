@@ -169,6 +169,7 @@ struct Driver {
     moment: Option<UnixTime>,
     /// Held by whoever folds the journal: it takes memory, so one at a time.
     folding: Arc<Semaphore>,
+    together: Vec<commands::Together>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,

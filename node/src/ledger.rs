@@ -380,7 +380,7 @@ impl Books {
             self.recent.clear();
             self.moment = Some(record.at());
             Ok(())
-        } else if kind == Kind::Opened as u8 {
+        } else if kind == Kind::Opened as u8 || kind == Kind::Restored as u8 {
             Ok(())
         } else {
             Err("it is of a later version".to_owned())
@@ -433,7 +433,7 @@ impl Books {
             Fact::Settled(settlement) => {
                 book.settlement = Some(*settlement);
                 match settlement.end {
-                    End::Commitment => What::Settlement,
+                    End::Commitment | End::Together => What::Settlement,
                     End::Refund => What::Refund,
                 }
             }
@@ -445,6 +445,7 @@ impl Books {
             Fact::Proposed { .. }
             | Fact::Accepted { .. }
             | Fact::Agreed { .. }
+            | Fact::Splitting { .. }
             | Fact::Closing { .. }
             | Fact::Refunding { .. } => return Ok(()),
         };

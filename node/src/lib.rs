@@ -1,5 +1,6 @@
 //! A BitMesh node: mesh, tunnels, payments and control, joined by one driver loop.
 
+pub mod backup;
 mod cache;
 mod chain;
 mod clock;

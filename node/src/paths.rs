@@ -147,6 +147,11 @@ impl Paths {
         self.datadir.join("journal")
     }
 
+    /// The wallet's view of the chain; built again from the words and the chain.
+    pub fn wallet(&self) -> PathBuf {
+        self.datadir.join("wallet")
+    }
+
     /// The order book's cache; may be deleted at any time while the daemon is down.
     pub fn book(&self) -> PathBuf {
         self.datadir.join("book")

@@ -7,6 +7,7 @@
 
 mod account;
 mod events;
+mod lost;
 mod messages;
 mod output;
 mod views;
@@ -23,7 +24,7 @@ use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
-use bitmesh_wallet::channel::params::{Parties, PayeePolicy, PayerPolicy};
+use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, PayerPolicy};
 use bitmesh_wallet::channel::payee::{self, Payee};
 use bitmesh_wallet::channel::payer::{self, PayError, Payer};
 use bitmesh_wallet::channel::record::{Fact, Record};
@@ -91,8 +92,10 @@ struct Channel<M> {
     funding: Option<OutPoint>,
     /// What this node has paid the miners for it.
     fees: Amount,
-    /// The transaction that this node has made to end it.
+    /// The transaction that this node has made, or signed with the peer, to end it.
     ending: Option<Transaction>,
+    /// Seller: the wallet's script that it is paid out to.
+    payout: Option<ScriptBuf>,
 }
 
 impl<M> Channel<M> {
@@ -103,6 +106,7 @@ impl<M> Channel<M> {
             funding: None,
             fees: Amount::ZERO,
             ending: None,
+            payout: None,
         }
     }
 }
@@ -175,13 +179,14 @@ impl Payments {
                 open, key_index, ..
             } => {
                 let (seller, index) = (node(open.payee)?, *key_index);
+                let next_index = self.index_after(index, open);
                 let (funding, fees) = funding_in(&records);
                 let key = self
                     .key(Role::Payer, index)
                     .map_err(|error| error.to_string())?;
                 let machine = Payer::restore(records, key, self.policy.payer, now)
                     .map_err(|error| error.to_string())?;
-                self.next_payer_key = self.next_payer_key.max(index.saturating_add(1));
+                self.next_payer_key = self.next_payer_key.max(next_index);
                 self.index(machine.channel(), proposal);
                 let promised = machine.promised();
                 self.payers.insert(
@@ -192,6 +197,7 @@ impl Payments {
                         funding,
                         fees,
                         ending: None,
+                        payout: None,
                     },
                 );
                 use_channel(&mut self.bought, seller, proposal, promised);
@@ -381,6 +387,11 @@ impl Payments {
         Ok(id)
     }
 
+    /// Buyer: what both agreed for a channel that is to be funded.
+    pub(crate) fn contract(&self, channel: ProposalId) -> Option<&Contract> {
+        self.payers.get(&channel)?.machine.contract()
+    }
+
     /// The wallet made the funding transaction.
     ///
     /// # Errors
@@ -479,6 +490,73 @@ impl Payments {
         self.tell_payee(channel, payee::Input::CloseAsked { payout, feerate }, now)
     }
 
+    /// Ends a channel together with the peer; answered by [`Output::Closing`] or, within
+    /// [`CLOSE_PATIENCE`](bitmesh_wallet::channel::params::CLOSE_PATIENCE), [`Output::CloseFailed`].
+    /// `feerate` is what a buyer's node holds the seller's choice against. `seed` is random, and used
+    /// for nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`PaymentsError::Unknown`], or why there is nothing to close.
+    pub(crate) fn close_together(
+        &mut self,
+        channel: ProposalId,
+        feerate: FeeRate,
+        seed: [u8; 32],
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        match self.payers.contains_key(&channel) {
+            true => self.tell_payer(channel, payer::Input::TogetherAsked { feerate, seed }, now),
+            false => self.tell_payee(channel, payee::Input::TogetherAsked, now),
+        }
+    }
+
+    /// Seller: where a close together pays out to, and at which fee rate. `seed` as before.
+    ///
+    /// # Errors
+    ///
+    /// [`PaymentsError::Unknown`].
+    pub(crate) fn split_chosen(
+        &mut self,
+        channel: ProposalId,
+        payout: ScriptBuf,
+        feerate: FeeRate,
+        seed: [u8; 32],
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
+        let input = payee::Input::SplitChosen {
+            payout,
+            feerate,
+            seed,
+        };
+        self.tell_payee(channel, input, now)
+    }
+
+    /// Seller: where this channel is paid out to, once that was chosen. One script serves every
+    /// attempt to close it: a buyer that begins many must not use up the wallet's.
+    pub(crate) fn payout_of(&self, channel: ProposalId) -> Option<ScriptBuf> {
+        self.payees.get(&channel)?.payout.clone()
+    }
+
+    /// Notes where this channel is paid out to.
+    pub(crate) fn set_payout(&mut self, channel: ProposalId, payout: ScriptBuf) {
+        if let Some(channel) = self.payees.get_mut(&channel) {
+            channel.payout = Some(payout);
+        }
+    }
+
+    /// A message to this peer did not arrive, and there is no connection to it: whoever waits for its
+    /// answer to close together need not.
+    pub(crate) fn unreachable(&mut self, peer: NodeId, now: Instant) {
+        for channel in self.payers_of(peer) {
+            let _ = self.tell_payer(channel, payer::Input::Unreachable, now);
+        }
+        let payees = self.payees.iter().filter(|(_, c)| c.peer == peer);
+        for channel in payees.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let _ = self.tell_payee(channel, payee::Input::Unreachable, now);
+        }
+    }
+
     /// Buyer: takes everything back after the expiry.
     ///
     /// # Errors
@@ -554,7 +632,10 @@ impl Payments {
                 && payer.machine.poll_timeout().is_some_and(|at| at <= now)
             {
                 payer.machine.handle_timeout(now);
+                let seller = payer.peer;
                 self.drain_payer(channel);
+                // A close that came to nothing lets payments go on.
+                self.try_pay(seller, now);
             }
         }
         for channel in self.payees.keys().copied().collect::<Vec<_>>() {
@@ -605,7 +686,9 @@ impl Payments {
             Err(payer::Error::Pay(PayError::OverLimit { limit, .. })) => {
                 self.pay_up_to(seller, channel, limit, now);
             }
-            Err(payer::Error::Pay(PayError::NoTip)) => {}
+            // It is paid when the height is known, or when the close comes to nothing; if it does not,
+            // the lease ends with the channel.
+            Err(payer::Error::Pay(PayError::NoTip | PayError::Closing)) => {}
             Err(payer::Error::Pay(PayError::NotOpen)) if is_on_its_way(stage) => {}
             Err(payer::Error::Pay(PayError::Total(error))) => {
                 debug!(%error, "the channel has no room for the payment");

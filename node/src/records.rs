@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     WrittenOff = 19,
     /// A [`MomentRecord`].
     Moment = 20,
+    /// A [`RestoredRecord`].
+    Restored = 21,
 }
 
 /// How a record is written down: CBOR.
@@ -45,6 +47,7 @@ impl Codec for LeaseRecord {}
 impl Codec for OpenedRecord {}
 impl Codec for WrittenOffRecord {}
 impl Codec for MomentRecord {}
+impl Codec for RestoredRecord {}
 
 /// A lease was signed by both: from here on its session exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,5 +148,29 @@ impl MomentRecord {
 
     pub(crate) const fn at(&self) -> UnixTime {
         UnixTime::from_secs(self.at)
+    }
+}
+
+/// The journal was restored from a backup: what came after that is not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RestoredRecord {
+    at: u64,
+    /// Where the indexes of channel keys go on, as payer and as payee: those between were perhaps used.
+    next_payer_key: u32,
+    next_payee_key: u32,
+}
+
+impl RestoredRecord {
+    pub(crate) fn new(at: UnixTime, (next_payer_key, next_payee_key): (u32, u32)) -> Self {
+        Self {
+            at: at.secs(),
+            next_payer_key,
+            next_payee_key,
+        }
+    }
+
+    /// The first unused index as payer, and as payee.
+    pub(crate) fn next_indexes(&self) -> (u32, u32) {
+        (self.next_payer_key, self.next_payee_key)
     }
 }

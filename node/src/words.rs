@@ -10,9 +10,11 @@ use bitmesh_market::{
     envelope::Network,
     identity::{Ed25519Signer, NodeId, Signer},
 };
-use bitmesh_wallet::keys::{Keys, SecretFileError, WordsError, read_secret, write_secret};
+use bitmesh_wallet::keys::{SecretFileError, WordsError, read_secret, write_secret};
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+pub use bitmesh_wallet::keys::Keys;
 
 use crate::paths::{Paths, create_private_dir};
 

@@ -180,6 +180,7 @@ impl<'a> Demo<'a> {
         let close = CloseChannel {
             channel: channel.clone(),
             feerate_sat_per_kvb: None,
+            force: false,
             dry_run: false,
         };
         seller.ask(close).await?;

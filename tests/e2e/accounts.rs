@@ -134,9 +134,19 @@ pub(crate) async fn close(world: &World, buyer: &str, seller: &str, lease: &str)
 
 /// Has the payee close a channel, and mines until that is final for both.
 pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &str) -> Channel {
+    close_channel(world, payee, channel).await;
+    world.mine(FINAL).await;
+    let closed = ChannelState::Closed;
+    world.until_channel(payee, channel, closed).await;
+    world.until_channel(payer, channel, closed).await
+}
+
+/// Has the payee close a channel. Its close is in the mempool then.
+pub(crate) async fn close_channel(world: &World, payee: &str, channel: &str) {
     let request = CloseChannel {
         channel: channel.to_owned(),
         feerate_sat_per_kvb: None,
+        force: false,
         dry_run: false,
     };
     let closed = world.node(payee).ask(request).await;
@@ -144,10 +154,6 @@ pub(crate) async fn settle(world: &World, payer: &str, payee: &str, channel: &st
     assert!(closed.broadcast, "{closed:#?}");
     let closing: Txid = closed.txid.expect("it was no dry run").parse().unwrap();
     assert!(world.chain().mempool().unwrap().contains(&closing));
-    world.mine(FINAL).await;
-    let closed = ChannelState::Closed;
-    world.until_channel(payee, channel, closed).await;
-    world.until_channel(payer, channel, closed).await
 }
 
 /// Closes every lease and settles every channel of a network, and checks that the books add up.

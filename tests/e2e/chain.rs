@@ -21,7 +21,7 @@ async fn short_lived() -> World {
 }
 
 /// Mines to `height` and waits until a node that runs has seen it.
-async fn mine_to(world: &World, height: u32, node: &str) {
+pub(crate) async fn mine_to(world: &World, height: u32, node: &str) {
     let now = world.chain().height().unwrap();
     let blocks = height.checked_sub(now).expect("the height is to come");
     world.chain().mine(blocks).unwrap();
@@ -30,7 +30,7 @@ async fn mine_to(world: &World, height: u32, node: &str) {
 }
 
 /// Waits until something is in the mempool, which a block would take up.
-async fn until_broadcast(world: &World, what: &str) {
+pub(crate) async fn until_broadcast(world: &World, what: &str) {
     let seen = wait::until_async(PATIENCE, what, || async {
         (!world.chain().mempool().unwrap().is_empty()).then_some(())
     });

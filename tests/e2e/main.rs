@@ -10,4 +10,6 @@ mod misuse;
 mod names;
 mod node;
 mod offers;
+mod together;
 mod trade;
+mod words;

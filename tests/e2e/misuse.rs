@@ -170,6 +170,7 @@ async fn settle_alone(world: &World, channel: &str) -> u64 {
     let request = CloseChannel {
         channel: channel.to_owned(),
         feerate_sat_per_kvb: None,
+        force: false,
         dry_run: false,
     };
     world.node("alice").ask(request).await.unwrap();

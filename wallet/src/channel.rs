@@ -4,8 +4,9 @@
 //! ([`script`]), then signs running totals ([`voucher`]): one Schnorr signature each, idempotent
 //! and safe to replay, because only the payer signs and the payee keeps the best. The payee ends
 //! the channel with the best voucher it holds, at a fee and to a script of its own choice; what
-//! was not paid returns to the payer in the same transaction. If the payee vanishes, the payer
-//! takes everything back at the expiry height.
+//! was not paid returns to the payer in the same transaction. While both are there they end it
+//! together with one signature, which is cheaper and looks like any other spend ([`split`]). If the
+//! payee vanishes, the payer takes everything back at the expiry height.
 //!
 //! [`payer::Payer`] and [`payee::Payee`] decide; they hold no socket, disk or clock. Feed them
 //! inputs, then perform their outputs **in order**: a [`record::Record`] always stands before the
@@ -16,6 +17,7 @@
 //! | [`message`] | what the two sides say, byte for byte, with caps |
 //! | [`params`] | policies of both roles and what both agreed ([`params::Contract`]) |
 //! | [`script`], [`tx`] | the output, its leaves, the commitment and the refund, their sizes |
+//! | [`split`], [`musig`] | closing together: who gets what, and one signature by two |
 //! | [`voucher`] | digest, signature, verification; which totals are legal |
 //! | [`exposure`] | how much unsettled funding is trusted, per channel and for the node |
 //! | [`deadline`] | block heights by which something must have happened |
@@ -25,11 +27,13 @@
 pub mod deadline;
 pub mod exposure;
 pub mod message;
+pub mod musig;
 pub mod params;
 pub mod payee;
 pub mod payer;
 pub mod record;
 pub mod script;
+pub mod split;
 pub mod tx;
 pub mod voucher;
 
@@ -96,6 +100,10 @@ id! {
     /// Names a channel from the payer's first word on: a tagged hash over the bytes of
     /// [`message::Open`]. Records are filed under it, because it exists before the payee answers.
     ProposalId
+}
+id! {
+    /// Names one attempt to close together: a tagged hash over the payer's nonce for it.
+    AttemptId
 }
 id! {
     /// The identity key of a party (its ed25519 public key). Opaque here: the caller authenticates

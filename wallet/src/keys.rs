@@ -9,6 +9,8 @@
 //! | coins, change | BIP-86 `m/86'/coin'/0'/1/*` |
 //! | channel, as payer | `m/6366'/coin'/0'/index` |
 //! | channel, as payee | `m/6366'/coin'/1'/index` |
+//! | backups | HKDF-SHA512 over the private key at `m/6366'/coin'/4'/0'`, see [`Keys::backup_key`] |
+//! | traces | HKDF-SHA512 over the private key at `m/6366'/coin'/3'/0'`, see `keys/trace.rs` |
 //! | identity | HKDF-SHA512 over the private key at `m/6366'/coin'/2'/0'`, see [`Keys::identity_seed`] |
 //!
 //! `index` is not hardened. The extended keys above it never leave this module, so one leaked
@@ -31,6 +33,7 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 mod file;
+mod trace;
 
 pub use file::{SecretFileError, read_secret, write_secret};
 
@@ -60,6 +63,12 @@ impl Role {
         }
     }
 }
+
+/// Domain of the backup key; the trailing number changes if the derivation ever does.
+const BACKUP_INFO: &[u8] = b"bitmesh/backup/1";
+
+/// The level from which the key of backups is derived.
+const BACKUP_LEVEL: u32 = 4;
 
 /// The level beside the two channel roles from which the identity is derived.
 const IDENTITY_LEVEL: u32 = 2;
@@ -213,18 +222,31 @@ impl Keys {
     /// the info `bitmesh/identity/ed25519/1`, the output 32 bytes. Going through HKDF keeps the
     /// ed25519 key from being a secp256k1 key too, so that a weakness in one scheme stays there.
     pub fn identity_seed(&self) -> Zeroizing<[u8; 32]> {
+        self.expand(IDENTITY_LEVEL, &[IDENTITY_INFO])
+    }
+
+    /// The key that seals backups, so that they open with the words alone.
+    ///
+    /// HKDF-SHA512 as for [`identity_seed`](Self::identity_seed), over the private key at
+    /// `m/6366'/coin'/4'/0'` with the info `bitmesh/backup/1`.
+    pub fn backup_key(&self) -> Zeroizing<[u8; 32]> {
+        self.expand(BACKUP_LEVEL, &[BACKUP_INFO])
+    }
+
+    /// 32 bytes by HKDF-SHA512 from the private key at `m/6366'/coin'/level'/0'`.
+    fn expand(&self, level: u32, info: &[&[u8]]) -> Zeroizing<[u8; 32]> {
         let node = self.derive(&[
             hardened(PURPOSE),
             hardened(self.coin()),
-            hardened(IDENTITY_LEVEL),
+            hardened(level),
             hardened(0),
         ]);
         let secret = Zeroizing::new(node.0.private_key.secret_bytes());
-        let mut seed = Zeroizing::new([0; 32]);
+        let mut bytes = Zeroizing::new([0; 32]);
         Hkdf::<Sha512>::new(None, secret.as_ref())
-            .expand(IDENTITY_INFO, seed.as_mut())
+            .expand_multi_info(info, bytes.as_mut())
             .expect("32 bytes are far below the limit of HKDF-SHA512");
-        seed
+        bytes
     }
 
     /// The key pair at `m/6366'/coin'/role'/index`.

@@ -10,6 +10,7 @@
 //! | funded | coins → locked, coins → fees | |
 //! | promised / held | locked → counterparty | counterparty → claims |
 //! | settled by a close | locked → coins, unclaimed → locked | claims → coins, claims → fees |
+//! | settled together, nothing paid | locked → coins, locked → fees | |
 //! | settled by a refund | unclaimed → locked → coins, locked → fees | claims → lost |
 //! | abandoned | all the way back | claims → lost |
 
@@ -93,7 +94,7 @@ pub struct Totals {
     pub returned: Amount,
     /// Of that, what we took back ourselves after the expiry.
     pub refunded: Amount,
-    /// Of that, what our refunds cost.
+    /// Of that, what our refunds cost, and closing together where nothing was paid.
     pub refund_fees: Amount,
     /// What our fundings cost; on top of `funded`.
     pub funding_fees: Amount,
@@ -281,7 +282,13 @@ impl Statement {
         use Account::{Claims, Coins, Counterparty, Fees, Locked, Lost, Unclaimed};
         let moves = match (self.role, fact) {
             (_, Fact::Proposed { .. } | Fact::Agreed { .. }) => return None,
-            (_, Fact::Accepted { .. } | Fact::Closing { .. } | Fact::Refunding { .. }) => vec![],
+            (
+                _,
+                Fact::Accepted { .. }
+                | Fact::Splitting { .. }
+                | Fact::Closing { .. }
+                | Fact::Refunding { .. },
+            ) => vec![],
             (_, Fact::Funded { .. }) if self.is_funded => return None,
             (Role::Payer, Fact::Funded { fee, .. }) => {
                 self.is_funded = true;
@@ -307,18 +314,12 @@ impl Statement {
                     None => (Locked, Unclaimed, taken.checked_sub(signed)?),
                 };
                 let returned = (Locked, Coins, settlement.returned);
-                let fee = match settlement.end {
-                    End::Commitment => Amount::ZERO,
-                    End::Refund => settlement.fee,
-                };
+                let fee = settlement.payer_fee();
                 self.end(Some(*settlement));
                 vec![unclaimed, returned, (Locked, Fees, fee)]
             }
             (Role::Payee, Fact::Settled(settlement)) => {
-                let (received, fee) = match settlement.end {
-                    End::Commitment => (settlement.received, settlement.fee),
-                    End::Refund => (Amount::ZERO, Amount::ZERO),
-                };
+                let (received, fee) = (settlement.received, settlement.payee_fee());
                 let lost = self.total.checked_sub(received)?.checked_sub(fee)?;
                 self.end(Some(*settlement));
                 vec![
@@ -447,7 +448,7 @@ impl Statement {
                     .unwrap_or(Amount::ZERO);
                 totals.refunded = ours(back);
                 totals.returned = if is_refund { Amount::ZERO } else { back };
-                totals.refund_fees = ours(self.settlement.map_or(Amount::ZERO, |s| s.fee));
+                totals.refund_fees = self.settlement.map_or(Amount::ZERO, |s| s.payer_fee());
                 totals.funding_fees = self.funding_fee;
             }
             Role::Payee => {

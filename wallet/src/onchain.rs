@@ -25,7 +25,7 @@
 //! so its coins are not spent twice by accident. It ends by confirming, by a confirmed conflict,
 //! or by the operator's word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io::Write as _;
@@ -47,12 +47,14 @@ mod apply;
 mod changes;
 mod fees;
 mod history;
+mod lost;
 mod spend;
 
 pub use self::apply::{Applied, ApplyError};
 pub use self::changes::{ChangesError, Rebuilt};
 pub use self::fees::FeePolicy;
 pub use self::history::{HistoryEntry, Status};
+pub use self::lost::LostFunding;
 pub use self::spend::{CancelError, Payment, Preview, SpendError, Value};
 
 /// How many addresses beyond the last used one are watched, on each of the two chains of
@@ -154,6 +156,8 @@ pub struct Wallet {
     /// Blocks applied since the wallet was last written down, and since it was last thinned out.
     unwritten_blocks: u32,
     unthinned_blocks: u32,
+    /// Transactions of ours that [`Wallet::lost_fundings`] has looked at in this run.
+    examined: BTreeSet<Txid>,
 }
 
 impl fmt::Debug for Wallet {
@@ -218,6 +222,7 @@ impl Wallet {
             reserved: BTreeMap::new(),
             unwritten_blocks: 0,
             unthinned_blocks: 0,
+            examined: BTreeSet::new(),
         };
         if wallet.tip().height == 0
             && let Some(birthday) = birthday

@@ -47,9 +47,9 @@ It says what it costs and asks before it sends; --yes accepts.")]
 Whoever sees the words has the coins. Write them on paper; never photograph or paste them.
 To restore: bitmesh init --words-file -
 
-They do not restore channels, leases and credit: what is in channels is lost with the journal of
-the data directory (\"bitmesh config path journal\"). Keep that file; to copy it, stop the node first,
-and never run two nodes on copies of it.")]
+They restore coins on chain and, after its expiry, what a channel of this buyer still holds. What a
+seller was paid and has not claimed, leases and credit are in the journal: keep that with
+\"bitmesh backup create\", and never run two nodes on copies of it.")]
     Backup,
 }
 
@@ -99,9 +99,16 @@ pub enum ChannelsCommand {
     #[command(after_help = "Examples:
   bitmesh channels close 90bc --dry-run
   bitmesh channels close 90bc --feerate 2
+  bitmesh channels close 90bc --force
 
-A seller takes what it was paid. A buyer gets what it did not pay when the seller closes, or all of
-it after the channel has expired; \"bitmesh channels\" shows when that is.")]
+Either side can ask. If the other is there, both sign one transaction: the seller gets what it was
+paid, the buyer the rest. The seller pays the fee, out of what it gets, and chooses the rate; only if
+nothing was paid does the buyer. A lease that is still paid from the channel ends.
+
+If the other does not answer within 15 s nothing is lost. A seller then closes alone, with one
+signature of the buyer that it holds already, for a third more of a fee. A buyer gets what it did not
+pay when the seller closes, or all of it after the channel has expired; \"bitmesh channels\" shows
+when that is.")]
     Close(ChannelCloseArgs),
 }
 
@@ -113,6 +120,9 @@ pub struct ChannelCloseArgs {
     /// Fee rate in sat/vB [default: the present estimate for 6 blocks]
     #[arg(long, value_name = "RATE")]
     pub feerate: Option<Feerate>,
+    /// Do not ask the other side: what this side can do alone, at once
+    #[arg(long)]
+    pub force: bool,
     /// Show what would come of it; broadcast nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -18,6 +18,58 @@ pub struct InitArgs {
     pub settings: Vec<String>,
 }
 
+/// Arguments of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: BackupCommand,
+}
+
+/// What to do with backups.
+#[derive(Debug, Subcommand)]
+pub enum BackupCommand {
+    /// Write journal and configuration into one sealed file
+    #[command(after_help = "Examples:
+  bitmesh backup create /mnt/usb/bitmesh-monday
+  bitmesh backup create ~/bitmesh.backup --json | jq .open_channels
+
+The daemon may run. The file opens with the twelve words of this node and nothing else, and does not
+hold them. It is as good as it is new: make one after each new channel, or each day.")]
+    Create {
+        /// New file; one that exists is not overwritten
+        file: PathBuf,
+    },
+    /// Check that a backup is whole and opens, and say what it holds
+    #[command(after_help = "Examples:
+  bitmesh backup verify /mnt/usb/bitmesh-monday
+  bitmesh backup verify /mnt/usb/bitmesh-monday --words-file -
+
+Nothing is written.")]
+    Verify {
+        /// The backup
+        file: PathBuf,
+        /// The twelve words of the node that made it [default: those of this node]; `-` reads standard input
+        #[arg(long, value_name = "FILE")]
+        words_file: Option<PathBuf>,
+    },
+    /// Make a node out of a backup and its twelve words
+    #[command(after_help = "Example:
+  bitmesh backup restore /mnt/usb/bitmesh-monday --words-file - && bitmesh up
+
+Never run a restored node beside the one that made the backup. Nothing is overwritten: the data
+directory must have no journal. A buyer loses nothing by an old backup: channels opened since are
+found on the chain, and a seller shows the last voucher that it holds. A seller loses what buyers
+paid since and do not say again when they meet, and channels that were opened since.")]
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// The twelve words of the node that made it [default: those in the data directory]; `-` reads standard input
+        #[arg(long, value_name = "FILE")]
+        words_file: Option<PathBuf>,
+    },
+}
+
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {
@@ -161,7 +213,7 @@ pub enum PathName {
     Log,
     /// The twelve words
     Words,
-    /// The journal: channels, leases and credit, which the words do not restore
+    /// The journal: what a seller was paid, leases and credit, which the words do not restore
     Journal,
 }
 

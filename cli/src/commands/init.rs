@@ -82,12 +82,8 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         context.out.text(&shown, render::words)?;
     }
     context.out.note(&format!(
-        "\n{} What is in channels, and credit with others, is in {} alone: keep that file.",
-        if made.restored {
-            "The words bring back the name and the coins on chain."
-        } else {
-            "The words do not restore channels."
-        },
+        "What the words do not bring back (vouchers of a seller, leases, credit with others) is in \
+         {}:\nkeep it with \"bitmesh backup create\".",
         paths.journal().display()
     ));
     if network == Network::Mainnet {
@@ -131,7 +127,7 @@ fn summary(made: &Made, style: Style) -> String {
     .concat()
 }
 
-fn read_words(path: &Path) -> Result<Zeroizing<String>, Failure> {
+pub(super) fn read_words(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let mut words = Zeroizing::new(String::with_capacity(256));
     let read = if path == Path::new("-") {
         io::stdin()

@@ -98,6 +98,7 @@ fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failur
     let wanted = CloseChannel {
         channel: args.channel,
         feerate_sat_per_kvb: args.feerate.map(feerate),
+        force: args.force,
         dry_run: true,
     };
     let plan = context.call(&wanted, ASKING)?;

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use bitmesh_node::control::api::{
-    Address, Audit, Balance, Channel, ChannelClosed, Channels, Earnings, LedgerEntry, Sent,
-    Timestamp, Totals, Transactions, Words,
+    Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, Channels, Earnings, LedgerEntry,
+    Sent, Timestamp, Totals, Transactions, Words,
 };
 
 use super::{
@@ -182,6 +182,15 @@ fn refund_note(channel: &Channel) -> Option<String> {
 pub fn channel_closed(closed: &ChannelClosed, style: Style) -> String {
     let mut lines = Lines::new();
     lines.row("channel", &closed.channel);
+    let how = match closed.how {
+        ChannelEnd::Together => "together with the other side",
+        ChannelEnd::Alone => "alone, with the last voucher",
+        ChannelEnd::Refund => "by taking everything back",
+    };
+    lines.row("closes", how);
+    if let Some(because) = &closed.because {
+        lines.row("", format!("not together: {because}"));
+    }
     lines.row(
         "arrives",
         format!(

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use bitmesh_node::control::{
     ApiError, CALL_QUEUE, Call, Command, EVENT_BACKLOG, ErrorCode, Event, Reply,
     api::{
-        AccountBalance, Address, Audit, Balance, Chain, Channel, ChannelClosed, ChannelRole,
-        ChannelState, Channels, ConfigChange, ConfigValue, ConfigValues, Considered, Cost,
-        Disagreement, Earnings, EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts,
+        AccountBalance, Address, Audit, Balance, Chain, Channel, ChannelClosed, ChannelEnd,
+        ChannelRole, ChannelState, Channels, ConfigChange, ConfigValue, ConfigValues, Considered,
+        Cost, Disagreement, Earnings, EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts,
         LeaseState, Leases, LedgerEntry, Mode, Offer, Offers, Outcome, Peer, PeerAdded,
         PeerDirection, Peers, PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role,
         SellLimits, SellPhase, Selling, Sent, Status, Stopping, Timestamp, Totals, Transaction,
@@ -646,6 +646,8 @@ pub(crate) fn sent(txid: Option<&str>) -> Sent {
 pub(crate) fn channel_closed(txid: Option<&str>) -> ChannelClosed {
     ChannelClosed {
         channel: CHANNEL.into(),
+        how: ChannelEnd::Together,
+        because: None,
         txid: txid.map(str::to_owned),
         received_sat: 8_525,
         fee_sat: 205,

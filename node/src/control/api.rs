@@ -25,10 +25,11 @@ pub use market::{
     StopSelling,
 };
 pub use money::{
-    AccountBalance, Address, Audit, Balance, Channel, ChannelClosed, ChannelRole, ChannelState,
-    Channels, CloseChannel, Disagreement, Earnings, EarningsChannel, EarningsLease, GetBalance,
-    GetEarnings, LedgerEntry, ListChannels, ListTransactions, Misfit, ReceiveCoins, Refund,
-    RevealWords, SendCoins, Sent, Totals, Transaction, TransactionKind, Transactions, Words,
+    AccountBalance, Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelRole,
+    ChannelState, Channels, CloseChannel, Disagreement, Earnings, EarningsChannel, EarningsLease,
+    GetBalance, GetEarnings, LedgerEntry, ListChannels, ListTransactions, Misfit, ReceiveCoins,
+    Refund, RevealWords, SendCoins, Sent, Totals, Transaction, TransactionKind, Transactions,
+    Words,
 };
 pub use node::{
     AddPeer, Chain, ConfigChange, ConfigValue, ConfigValues, GetChain, GetConfig, GetId, GetStatus,

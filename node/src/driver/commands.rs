@@ -16,7 +16,7 @@ use crate::control::api::{self, Command, Reply};
 use crate::control::{ApiError, Call, ErrorCode};
 use crate::mesh;
 
-pub(super) use self::coins::Handing;
+pub(super) use self::coins::{Handing, Together};
 pub(super) use self::leases::Waiting;
 
 pub(super) type Answer = oneshot::Sender<Result<Reply, ApiError>>;
@@ -80,9 +80,7 @@ impl Driver {
             Command::RevealWords(wanted) => self.reveal_words(wanted.confirm),
             Command::ListChannels(wanted) => Ok(self.list_channels(wanted.all).into()),
             Command::CloseChannel(wanted) => {
-                let closed = self.close_channel_asked(&wanted);
-                let closed = closed.map(|(txid, closed)| (txid, Handed::Closed(closed)));
-                self.answer_handed(closed, reply);
+                self.close_channel_asked(&wanted, reply);
                 return ControlFlow::Continue(());
             }
             Command::GetEarnings(wanted) => {

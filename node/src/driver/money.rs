@@ -12,6 +12,7 @@ use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
 use bitmesh_wallet::onchain::{Applied, SpendError};
+use rand::RngExt;
 use tracing::{debug, error, info, warn};
 
 use super::{Asked, Driver};
@@ -71,6 +72,12 @@ impl Driver {
                     if let Err(error) = self.payments.refund(channel, feerate, now) {
                         debug!(%channel, %error, "the refund has to wait");
                     }
+                }
+                Output::CloseWanted { channel } => self.close_wanted(channel),
+                Output::SplitDue { channel } => self.split_due(channel),
+                Output::Closing { channel } => self.together_over(channel, Ok(())),
+                Output::CloseFailed { channel, failure } => {
+                    self.together_over(channel, Err(failure));
                 }
                 Output::Paid { lease, total } => self.session_paid(lease, total),
                 Output::Deferred { lease, total } => {
@@ -145,7 +152,10 @@ impl Driver {
 
     fn fund(&mut self, channel: ProposalId, script: ScriptBuf, amount: Amount) {
         let (feerate, now) = (self.payments.feerate(), self.clock.now());
-        let made = self.wallet.fund(&script, amount, feerate);
+        let made = match self.payments.contract(channel) {
+            Some(contract) => self.wallet.fund_channel(contract, feerate),
+            None => self.wallet.fund(&script, amount, feerate),
+        };
         match made {
             Ok((transaction, preview)) => {
                 let funded = self
@@ -204,16 +214,52 @@ impl Driver {
         self.watcher_events();
     }
 
+    /// The script that a channel is paid out to: one for all ways and attempts to close it.
+    fn payout(&mut self, channel: ProposalId) -> Result<ScriptBuf, String> {
+        if let Some(payout) = self.payments.payout_of(channel) {
+            return Ok(payout);
+        }
+        let payout = self.wallet.change_script();
+        let payout = payout.map_err(|error| error.to_string())?;
+        self.payments.set_payout(channel, payout.clone());
+        Ok(payout)
+    }
+
+    /// Buyer: the seller wants to close together. It could close alone at any time, so that agreeing
+    /// loses nothing.
+    fn close_wanted(&mut self, channel: ProposalId) {
+        let (feerate, seed, now) = (
+            self.payments.feerate(),
+            rand::rng().random(),
+            self.clock.now(),
+        );
+        if let Err(error) = self.payments.close_together(channel, feerate, seed, now) {
+            debug!(%channel, %error, "a close that was asked for is not begun");
+        }
+    }
+
+    /// Seller: a close together is begun.
+    fn split_due(&mut self, channel: ProposalId) {
+        let feerate = self.together_feerate(channel);
+        let feerate = feerate.unwrap_or_else(|| self.payments.feerate());
+        let (seed, now) = (rand::rng().random(), self.clock.now());
+        let chosen = self.payout(channel).and_then(|payout| {
+            self.payments
+                .split_chosen(channel, payout, feerate, seed, now)
+                .map_err(|error| error.to_string())
+        });
+        if let Err(error) = chosen {
+            warn!(%channel, %error, "a close together cannot be gone along with");
+        }
+    }
+
     /// Seller: closes a channel with its best voucher, to a fresh script of the wallet.
     pub(super) fn close_channel(
         &mut self,
         channel: ProposalId,
         feerate: Option<bitcoin::FeeRate>,
     ) -> Result<(), String> {
-        let payout = self
-            .wallet
-            .change_script()
-            .map_err(|error| error.to_string())?;
+        let payout = self.payout(channel)?;
         let feerate = feerate.unwrap_or_else(|| self.payments.feerate());
         let now = self.clock.now();
         self.payments
@@ -260,7 +306,11 @@ impl Driver {
     fn chain_event(&mut self, event: &ChainEvent) {
         match self.wallet.apply(event) {
             Ok(Applied::Unchanged) => {}
-            Ok(Applied::Changed) => self.tell_wallet(),
+            Ok(Applied::Changed) => {
+                // Before the watcher sees this block, so that it sees in it whatever becomes of them.
+                self.adopt_lost_fundings();
+                self.tell_wallet();
+            }
             Err(error) => {
                 warn!(%error, "the wallet lost its place in the chain; reading from where it stood");
                 self.follow_chain();
@@ -272,6 +322,30 @@ impl Driver {
             self.follow_chain();
         }
         self.watcher_events();
+    }
+
+    /// Takes up the channels that this node's coins have funded and its journal knows nothing of: after
+    /// a restoration from the words, or from an old backup.
+    fn adopt_lost_fundings(&mut self) {
+        let (next_index, term) = self.payments.search_space();
+        let payments = &self.payments;
+        let found = tokio::task::block_in_place(|| {
+            let is_known = |outpoint: &OutPoint| payments.has_funded(outpoint);
+            self.wallet.lost_fundings(is_known, next_index, term)
+        });
+        let now = self.clock.now();
+        for found in found {
+            let (outpoint, expiry) = (found.outpoint(), found.expiry);
+            match self.payments.adopt(&found, now) {
+                Ok(channel) => warn!(
+                    %channel, %outpoint, %expiry,
+                    "a channel of this node was found that its journal does not know; what its \
+                     seller does not claim is taken back after the expiry"
+                ),
+                Err(error) => error!(%outpoint, %error, "a found channel cannot be taken up"),
+            }
+        }
+        self.drain_payments();
     }
 
     fn watcher_events(&mut self) {

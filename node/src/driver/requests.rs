@@ -48,6 +48,10 @@ impl Driver {
                     self.channel_bytes(peer, &bytes, None);
                 }
             }
+            (Asked::Channel { peer }, None) if !self.connected.contains_key(&peer) => {
+                let now = self.clock.now();
+                self.payments.unreachable(peer, now);
+            }
             // A machine that got no answer asks again.
             (Asked::Asks { .. } | Asked::Channel { .. }, _) => {}
         }

@@ -39,11 +39,17 @@ use crate::control::{CALL_QUEUE, EVENT_BACKLOG};
 use crate::mesh;
 use crate::paths::{self, Lock, LockError, Paths};
 use crate::payments::{Payments, Policy};
-use crate::records::{Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, WrittenOffRecord};
+use crate::records::{
+    Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, RestoredRecord, WrittenOffRecord,
+};
 use crate::words::{self, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
 const CHAIN_UPDATES: usize = 8;
+
+/// Where the channel keys of a restored seller begin: beyond what a seller uses up, and with as many
+/// left.
+const RESTORED_KEYS: std::ops::Range<u32> = 1 << 24..1 << 30;
 
 /// Why a node does not start, or stops. Nothing on disk was changed, except where it says so.
 #[derive(Debug, Error)]
@@ -158,7 +164,7 @@ async fn open(
     let signer = Ed25519Signer::from_seed(*keys.identity_seed());
     let node = signer.node_id();
     let cache = Cache::open(&paths.book()).map_err(io_error("opening the cache"))?;
-    let wallet_dir = paths.datadir.join("wallet");
+    let wallet_dir = paths.wallet();
     paths::create_private_dir(&wallet_dir).map_err(io_error("making the wallet's folder"))?;
     let (wallet, rebuilt) = Wallet::open(&wallet_dir, Arc::clone(&keys))?;
     if let Some(rebuilt) = rebuilt {
@@ -235,6 +241,7 @@ async fn open(
         handing: Vec::new(),
         moment: None,
         folding: Arc::new(Semaphore::new(1)),
+        together: Vec::new(),
         broken: false,
         next_tick: now,
         config,
@@ -248,6 +255,12 @@ async fn open(
     };
     driver.tell_own_addresses();
     driver.replay(entries)?;
+    if birth_height.is_some() {
+        // Restored from its words: which of the seller's channel keys are used is not known, and nobody
+        // searches for them. The first channel's record tells from here on.
+        let unlikely_used = rand::rng().random_range(RESTORED_KEYS);
+        driver.payments.begin_payee_keys_at(unlikely_used);
+    }
     driver.restore_book();
     for topic in driver.topics() {
         driver.mesh_do(mesh::Command::Subscribe(topic.clone()));
@@ -309,6 +322,9 @@ impl Driver {
             } else if kind == Kind::Moment as u8 {
                 let record = MomentRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
                 self.moment = Some(record.at());
+            } else if kind == Kind::Restored as u8 {
+                let record = RestoredRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
+                self.payments.restore_indexes(record.next_indexes());
             } else {
                 return Err(broken(format!(
                     "record {index} is of kind {kind}, of a later version"

@@ -386,6 +386,11 @@ fn channel_reason(view: &ChannelView) -> Option<api::Reason> {
             "conflicted",
             "the funding is being replaced or was lost; nothing is paid",
         ),
+        ChannelStage::Unconfirmed | ChannelStage::Open if view.is_adopted => (
+            "found_on_chain",
+            "found by the words, its records lost; what its seller does not claim is taken back \
+             after the expiry",
+        ),
         ChannelStage::Opening
         | ChannelStage::Unconfirmed
         | ChannelStage::Open

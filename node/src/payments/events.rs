@@ -43,6 +43,8 @@ impl Payments {
         while let Some(output) = channel.machine.poll_output() {
             self.outputs.push_back(match output {
                 payer::Output::Persist(record) => Output::Persist(record),
+                // Of a channel that was found on the chain it is not known who is paid.
+                payer::Output::Send(_) if seller == self.me => continue,
                 payer::Output::Send(message) => Output::Send {
                     to: seller,
                     message,
@@ -115,8 +117,20 @@ impl Payments {
             payer::Event::RefundDue => self
                 .outputs
                 .push_back(Output::RefundDue { channel: proposal }),
+            payer::Event::CloseWanted => self
+                .outputs
+                .push_back(Output::CloseWanted { channel: proposal }),
+            payer::Event::CloseFailed { failure } => self.outputs.push_back(Output::CloseFailed {
+                channel: proposal,
+                failure,
+            }),
+            payer::Event::Closing { .. } => {
+                self.outputs
+                    .push_back(Output::Closing { channel: proposal });
+            }
             payer::Event::Abandoned
             | payer::Event::PaymentsStopped
+            | payer::Event::HalfSigned { .. }
             | payer::Event::Ending { .. }
             | payer::Event::Settled(_)
                 if is_in_use =>
@@ -133,6 +147,7 @@ impl Payments {
             | payer::Event::FundingConflicted
             | payer::Event::Abandoned
             | payer::Event::PaymentsStopped
+            | payer::Event::HalfSigned { .. }
             | payer::Event::Ending { .. }
             | payer::Event::Settled(_) => {}
         }
@@ -198,6 +213,10 @@ impl Payments {
             .sold
             .get(&buyer)
             .is_some_and(|pair| pair.channel == Some(proposal));
+        if matches!(event, payee::Event::Closing { .. }) {
+            self.outputs
+                .push_back(Output::Closing { channel: proposal });
+        }
         match event {
             payee::Event::Credited { total } => {
                 let pair = self.sold.entry(buyer).or_default();
@@ -235,6 +254,14 @@ impl Payments {
                     blocks_left,
                 });
             }
+            payee::Event::SplitDue => {
+                self.outputs
+                    .push_back(Output::SplitDue { channel: proposal });
+            }
+            payee::Event::CloseFailed { failure } => self.outputs.push_back(Output::CloseFailed {
+                channel: proposal,
+                failure,
+            }),
             payee::Event::FundingDropped | payee::Event::FundingFound if is_in_use => {
                 let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
                 self.outputs.extend(lease.map(|lease| match event {

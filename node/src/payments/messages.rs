@@ -51,8 +51,24 @@ impl Payments {
                     .by_channel
                     .get(&ChannelId::from_bytes(subject))
                     .copied();
+                // A payer refuses too, while both close together.
+                let payee = named.and_then(|named| self.payees.get(&named));
+                if let Some(proposal) = named
+                    && payee.is_some_and(|channel| channel.peer == from)
+                {
+                    return self.tell_payee(proposal, payee::Input::Received(message), now);
+                }
                 let proposal = named.unwrap_or(ProposalId::from_bytes(subject));
                 self.tell_payer_of(from, proposal, message, now)
+            }
+            Message::CloseAsk(_) | Message::CloseAck(_) | Message::CloseDone(_) => {
+                let channel = ChannelId::from_bytes(message.subject());
+                let proposal = self.by_channel.get(&channel).copied();
+                self.tell_payer_of(from, proposal.ok_or(PaymentsError::Unknown)?, message, now)
+            }
+            Message::Close(_) | Message::ClosePartial(_) => {
+                let channel = ChannelId::from_bytes(message.subject());
+                self.tell_payee_of(from, channel, message, now)
             }
             Message::Funding(ref funding) => {
                 let channel = funding.channel;

@@ -8,6 +8,7 @@ use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::record::Record;
+use bitmesh_wallet::channel::split::CloseFailure;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 
 #[cfg(doc)]
@@ -59,6 +60,28 @@ pub(crate) enum Output {
     RefundDue {
         /// Which channel.
         channel: ProposalId,
+    },
+    /// Buyer: the seller closes together with us: answer with [`Payments::close_together`].
+    CloseWanted {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// Seller: the buyer closes together with us: answer with [`Payments::split_chosen`].
+    SplitDue {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// This channel is being closed together by a transaction that both have signed.
+    Closing {
+        /// Which channel.
+        channel: ProposalId,
+    },
+    /// An attempt to close together came to nothing.
+    CloseFailed {
+        /// Which channel.
+        channel: ProposalId,
+        /// Why.
+        failure: CloseFailure,
     },
     /// Tell this lease's session what it has paid in all, credit included.
     Paid {

@@ -4,7 +4,8 @@ use bitcoin::{Amount, OutPoint, Txid};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
-use bitmesh_wallet::channel::record::{End, Settlement};
+use bitmesh_wallet::channel::record::Settlement;
+use bitmesh_wallet::channel::split::Split;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 use bitmesh_wallet::keys::Role;
 
@@ -58,6 +59,8 @@ pub(crate) struct ChannelView {
     /// What this node has paid the miners for it.
     pub(crate) fees: Amount,
     pub(crate) opened_at: UnixTime,
+    /// Whether it was found on the chain, its records lost: then `peer` is this node itself.
+    pub(crate) is_adopted: bool,
 }
 
 impl ChannelView {
@@ -74,6 +77,18 @@ impl ChannelView {
             ChannelStage::Opening | ChannelStage::Closed | ChannelStage::Abandoned => Amount::ZERO,
         }
     }
+}
+
+/// How a channel ends, by a transaction that this node has made or signed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending {
+    pub(crate) txid: Txid,
+    /// What it brings to this node, after the fee.
+    pub(crate) received: Amount,
+    /// What of its fee this node pays.
+    pub(crate) fee: Amount,
+    /// Whether both sides signed it.
+    pub(crate) is_together: bool,
 }
 
 impl Payments {
@@ -100,7 +115,7 @@ impl Payments {
                     payer::Stage::Funded => ChannelStage::Unconfirmed,
                     payer::Stage::Open => ChannelStage::Open,
                     payer::Stage::Conflicted => ChannelStage::Conflicted,
-                    payer::Stage::Ending if channel.ending.is_some() => ChannelStage::Refunding,
+                    payer::Stage::Ending if machine.is_refunding() => ChannelStage::Refunding,
                     payer::Stage::Ending => ChannelStage::Closing,
                     payer::Stage::Settled => ChannelStage::Closed,
                     payer::Stage::Abandoned => ChannelStage::Abandoned,
@@ -112,8 +127,14 @@ impl Payments {
                 funding: channel.funding,
                 expiry: machine.open().expiry.get(),
                 settlement: machine.settlement(),
-                fees: fees(channel.fees, machine.settlement(), End::Refund),
+                fees: fees(
+                    channel.fees,
+                    machine
+                        .settlement()
+                        .map(|settlement| settlement.payer_fee()),
+                ),
                 opened_at: self.opened_at(proposal),
+                is_adopted: self.is_adopted(machine.open()),
             });
         }
         let channel = self.payees.get(&proposal)?;
@@ -140,8 +161,14 @@ impl Payments {
             funding: channel.funding,
             expiry: open.expiry.get(),
             settlement: machine.settlement(),
-            fees: fees(channel.fees, machine.settlement(), End::Commitment),
+            fees: fees(
+                channel.fees,
+                machine
+                    .settlement()
+                    .map(|settlement| settlement.payee_fee()),
+            ),
             opened_at: self.opened_at(proposal),
+            is_adopted: false,
         })
     }
 
@@ -190,25 +217,28 @@ impl Payments {
         self.channel(pairs.get(&peer)?.channel?)
     }
 
-    /// The transaction that this node has made to end a channel, what it brings, and its fee.
-    pub(crate) fn ending_of(&self, proposal: ProposalId) -> Option<(Txid, Amount, Amount)> {
-        let payer = self
-            .payers
-            .get(&proposal)
-            .map(|c| (&c.ending, c.machine.open().capacity));
-        let payee = self
-            .payees
-            .get(&proposal)
-            .map(|c| (&c.ending, c.machine.contract().open().capacity));
-        let (ending, capacity) = payer.or(payee)?;
-        let ending = ending.as_ref()?;
-        // The payee's payout is the last output; the payer's change, if any, stands before it.
-        let received = ending.output.last()?.value;
-        let out = ending
-            .output
-            .iter()
-            .try_fold(Amount::ZERO, |sum, o| sum.checked_add(o.value))?;
-        Some((ending.compute_txid(), received, capacity.checked_sub(out)?))
+    /// The transaction that ends a channel, as far as this node has made or signed it: what it brings
+    /// to this node, and what of its fee this node pays.
+    pub(crate) fn ending_of(&self, proposal: ProposalId) -> Option<Ending> {
+        let is_payer = self.payers.contains_key(&proposal);
+        let (transaction, tranche) = match self.payers.get(&proposal) {
+            Some(channel) => (channel.ending.as_ref()?, channel.machine.tranche()?),
+            None => {
+                let channel = self.payees.get(&proposal)?;
+                (channel.ending.as_ref()?, channel.machine.tranche()?)
+            }
+        };
+        let settlement = tranche.settlement(transaction, None)?;
+        let (received, fee) = match is_payer {
+            true => (settlement.returned, settlement.payer_fee()),
+            false => (settlement.received, settlement.payee_fee()),
+        };
+        Some(Ending {
+            txid: settlement.txid,
+            received,
+            fee,
+            is_together: Split::read(tranche, transaction).is_some(),
+        })
     }
 
     /// What is locked in channels this node pays from and not paid, and what it is paid and has not
@@ -262,11 +292,8 @@ impl Payments {
     }
 }
 
-/// Fees of this node: what it paid so far, and the ending's if that was its own.
-fn fees(so_far: Amount, settlement: Option<Settlement>, own: End) -> Amount {
-    let ending = settlement
-        .filter(|settlement| settlement.end == own)
-        .map(|s| s.fee);
+/// Fees of this node: what it paid so far, and its part of the ending's.
+fn fees(so_far: Amount, ending: Option<Amount>) -> Amount {
     so_far
         .checked_add(ending.unwrap_or(Amount::ZERO))
         .unwrap_or(so_far)

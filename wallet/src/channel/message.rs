@@ -18,8 +18,10 @@ use thiserror::Error;
 
 use super::deadline::BlockHeight;
 use super::exposure::ExposureTable;
+use super::musig::{PartialSignature, PublicNonce};
+use super::split::Split;
 use super::voucher::Voucher;
-use super::{ChannelId, PartyId, ProposalId, TrancheIndex};
+use super::{AttemptId, ChannelId, PartyId, ProposalId, TrancheIndex, tagged_hash};
 
 pub(crate) use self::wire::{amount, decode, encode, signature};
 
@@ -34,13 +36,13 @@ pub const MAX_FUNDING_BYTES: usize = 40_000;
 pub const MAX_MESSAGE_BYTES: usize = MAX_FUNDING_BYTES + 64;
 
 /// Largest message of every kind but [`Funding`]. The largest, an [`Open`] or an [`Accept`] with all
-/// its steps, has about 205 bytes.
+/// its steps, or a [`CloseAck`], has about 205 bytes.
 pub const MAX_SMALL_MESSAGE_BYTES: usize = 256;
 
 /// Nesting a message may have: array, exposure table, step, and one to spare.
 const MAX_DEPTH: usize = 4;
 
-/// First element of a message. The numbers from 7 on are kept for top-ups and closing together.
+/// First element of a message. The numbers from 12 on are kept for top-ups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -56,6 +58,16 @@ pub enum Kind {
     Voucher = 5,
     /// [`Refused`]
     Refused = 6,
+    /// [`CloseAsk`]
+    CloseAsk = 7,
+    /// [`Close`]
+    Close = 8,
+    /// [`CloseAck`]
+    CloseAck = 9,
+    /// [`ClosePartial`]
+    ClosePartial = 10,
+    /// [`CloseDone`]
+    CloseDone = 11,
 }
 
 impl Kind {
@@ -67,6 +79,11 @@ impl Kind {
             4 => Self::Depth,
             5 => Self::Voucher,
             6 => Self::Refused,
+            7 => Self::CloseAsk,
+            8 => Self::Close,
+            9 => Self::CloseAck,
+            10 => Self::ClosePartial,
+            11 => Self::CloseDone,
             _ => return None,
         })
     }
@@ -75,9 +92,16 @@ impl Kind {
     pub const fn max_bytes(self) -> usize {
         match self {
             Self::Funding => MAX_MESSAGE_BYTES,
-            Self::Open | Self::Accept | Self::Depth | Self::Voucher | Self::Refused => {
-                MAX_SMALL_MESSAGE_BYTES
-            }
+            Self::Open
+            | Self::Accept
+            | Self::Depth
+            | Self::Voucher
+            | Self::Refused
+            | Self::CloseAsk
+            | Self::Close
+            | Self::CloseAck
+            | Self::ClosePartial
+            | Self::CloseDone => MAX_SMALL_MESSAGE_BYTES,
         }
     }
 }
@@ -147,7 +171,82 @@ pub struct Depth {
     pub held: Option<(Amount, Signature)>,
 }
 
-/// Payee → payer: no, and why.
+/// Payee → payer: I would like to close together; begin with a [`Close`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloseAsk {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The tranche.
+    pub tranche: TrancheIndex,
+}
+
+/// Payer → payee: let us close together. Begins an attempt, whoever wished for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Close {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The tranche.
+    pub tranche: TrancheIndex,
+    /// The payer's public nonce, BIP-327; made for this attempt.
+    pub nonce: PublicNonce,
+    /// The payer's last voucher, total and signature, if it signed any: the close pays out this
+    /// much even if the voucher was lost on its way.
+    pub promised: Option<(Amount, Signature)>,
+}
+
+impl Close {
+    /// Names the attempt: everything that is said of it later shows this.
+    pub fn attempt(&self) -> AttemptId {
+        AttemptId::from_bytes(tagged_hash(
+            "bitmesh/channel/close",
+            &[self.channel.as_bytes(), &self.nonce.serialize()],
+        ))
+    }
+}
+
+/// Payee → payer: this split, if you agree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloseAck {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The tranche.
+    pub tranche: TrancheIndex,
+    /// Which [`Close`] this answers.
+    pub attempt: AttemptId,
+    /// The payee's public nonce, BIP-327; made for this attempt.
+    pub nonce: PublicNonce,
+    /// Who gets what.
+    pub split: Split,
+}
+
+/// Payer → payee: my half of the signature. From here on the payee can end the channel by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosePartial {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The tranche.
+    pub tranche: TrancheIndex,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The payer's partial signature, BIP-327.
+    pub partial: PartialSignature,
+}
+
+/// Payee → payer: it is signed by both and on its way. Says everything that the transaction is made
+/// of, so that the payer needs no memory of the attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloseDone {
+    /// The channel.
+    pub channel: ChannelId,
+    /// The tranche.
+    pub tranche: TrancheIndex,
+    /// Who gets what.
+    pub split: Split,
+    /// The signature of the output key, BIP-340.
+    pub signature: Signature,
+}
+
+/// Payee → payer: no, and why. Payer → payee only while they close together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Id of the proposal or channel that was refused, whichever the refused message named.
@@ -156,7 +255,7 @@ pub struct Refused {
     pub code: RefusalCode,
 }
 
-/// Why a payee refused.
+/// Why something was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusalCode {
     /// Malformed, another version, or another chain.
@@ -175,8 +274,30 @@ pub enum RefusalCode {
     Voucher,
     /// The channel is ending; nothing further is accepted.
     Closing,
+    /// No such attempt to close together, or not any more. Begin another.
+    Attempt,
+    /// The fee, or the split, of a close together is not acceptable now.
+    Split,
     /// A code of a later version.
     Other(u8),
+}
+
+impl std::fmt::Display for RefusalCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unsupported => "not supported",
+            Self::Capacity => "capacity not accepted",
+            Self::Expiry => "expiry not accepted",
+            Self::Busy => "busy",
+            Self::Unknown => "no such channel",
+            Self::Funding => "wrong funding",
+            Self::Voucher => "invalid voucher",
+            Self::Closing => "closing already",
+            Self::Attempt => "no such attempt",
+            Self::Split => "fee or split not accepted now",
+            Self::Other(code) => return write!(f, "code {code}"),
+        })
+    }
 }
 
 impl RefusalCode {
@@ -191,6 +312,8 @@ impl RefusalCode {
             Self::Funding => 6,
             Self::Voucher => 7,
             Self::Closing => 8,
+            Self::Attempt => 9,
+            Self::Split => 10,
             Self::Other(code) => code,
         }
     }
@@ -206,6 +329,8 @@ impl RefusalCode {
             6 => Self::Funding,
             7 => Self::Voucher,
             8 => Self::Closing,
+            9 => Self::Attempt,
+            10 => Self::Split,
             other => Self::Other(other),
         }
     }
@@ -226,6 +351,16 @@ pub enum Message {
     Voucher(Voucher),
     /// See [`Refused`].
     Refused(Refused),
+    /// See [`CloseAsk`].
+    CloseAsk(CloseAsk),
+    /// See [`Close`].
+    Close(Box<Close>),
+    /// See [`CloseAck`].
+    CloseAck(Box<CloseAck>),
+    /// See [`ClosePartial`].
+    ClosePartial(ClosePartial),
+    /// See [`CloseDone`].
+    CloseDone(CloseDone),
 }
 
 /// Why bytes are no message.

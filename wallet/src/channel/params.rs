@@ -26,6 +26,12 @@ pub const MAX_TERM: u32 = 12_960;
 /// Depth at which the end of a channel is final.
 pub const FINAL_DEPTH: u32 = 6;
 
+/// How long one attempt to close together may take. Its three messages need a second at most; whoever
+/// waits at the other end, a person, does not wait longer.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(15);
+/// Least time between two attempts that a payer begins: each costs the payee a nonce.
+pub const CLOSE_RESPITE: Duration = Duration::from_secs(1);
+
 /// The two parties of a channel, as the caller authenticated them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Parties {

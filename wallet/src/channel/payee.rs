@@ -19,6 +19,7 @@ use super::deadline::BlockHeight;
 use super::message::{Kind, Message, RefusalCode};
 use super::params::{FundingError, Parties};
 use super::record::{End, Record, Settlement};
+use super::split::CloseFailure;
 use super::tx::BuildError;
 use super::voucher::VoucherError;
 
@@ -73,6 +74,23 @@ pub enum Input {
         /// What to pay the miners.
         feerate: FeeRate,
     },
+    /// The operator: close together with the payer, at whatever the fee takes. Ends in
+    /// [`Event::Closing`] or, within [`CLOSE_PATIENCE`](super::params::CLOSE_PATIENCE), in
+    /// [`Event::CloseFailed`].
+    TogetherAsked,
+    /// The answer to [`Event::SplitDue`].
+    SplitChosen {
+        /// Where the payout goes: an unused pay-to-taproot script of our wallet. The same for every
+        /// attempt on this channel, so that a payer that begins many does not use up scripts.
+        payout: ScriptBuf,
+        /// What to pay the miners.
+        feerate: FeeRate,
+        /// 32 bytes that were never used before, fresh from the operating system: a nonce is made of
+        /// them, and two signatures with one nonce give the key away.
+        seed: [u8; 32],
+    },
+    /// What was sent to the payer did not arrive, and there is no connection to it.
+    Unreachable,
     /// The channel was never funded and its room is needed. Refused once it is funded.
     AbandonAsked,
 }
@@ -168,6 +186,13 @@ pub enum Event {
         /// Blocks left until the payer's refund is valid too; zero if it is.
         blocks_left: u32,
     },
+    /// The payer closes together with us: answer with [`Input::SplitChosen`].
+    SplitDue,
+    /// An attempt to close together came to nothing. The channel is as it was.
+    CloseFailed {
+        /// Why.
+        failure: CloseFailure,
+    },
     /// This close is on its way.
     Closing {
         /// The transaction.
@@ -210,6 +235,15 @@ pub enum Error {
     /// The channel is being closed; a voucher comes too late. Theirs, but innocent.
     #[error("the channel is closing")]
     Closing,
+    /// A split is being signed, or the funding is out of sight: it has to wait. Theirs, but innocent.
+    #[error("the channel is frozen for the moment")]
+    Frozen,
+    /// The attempt to close together is over, or was never begun. Theirs, but innocent.
+    #[error("no such attempt to close together")]
+    NoAttempt,
+    /// The partial signature is invalid. Theirs.
+    #[error("invalid partial signature")]
+    Partial,
     /// The channel cannot be closed. Ours.
     #[error(transparent)]
     Close(#[from] CloseError),
@@ -226,6 +260,8 @@ impl Error {
             Self::Funding(_) => Some(RefusalCode::Funding),
             Self::Voucher(_) | Self::BelowFirst { .. } => Some(RefusalCode::Voucher),
             Self::Closing => Some(RefusalCode::Closing),
+            Self::Frozen => Some(RefusalCode::Busy),
+            Self::NoAttempt | Self::Partial => Some(RefusalCode::Attempt),
             Self::Close(_) | Self::Funded => None,
         }
     }
@@ -237,6 +273,9 @@ pub enum CloseError {
     /// There is no voucher to close with, or the channel has ended.
     #[error("there is nothing to close with")]
     NothingHeld,
+    /// It is being closed, or spent.
+    #[error("the channel is ending already")]
+    Ending,
     /// The transaction cannot be made.
     #[error(transparent)]
     Build(#[from] BuildError),

@@ -12,7 +12,7 @@
 
 mod machine;
 
-use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction};
+use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, Txid};
 use thiserror::Error;
 
 use super::ChannelId;
@@ -20,6 +20,7 @@ use super::deadline::BlockHeight;
 use super::message::{Kind, Message, RefusalCode};
 use super::params::{ContractError, FundingError, Parties};
 use super::record::{End, Record, Settlement};
+use super::split::CloseFailure;
 use super::tx::BuildError;
 use super::voucher::{TotalError, VoucherError};
 
@@ -79,6 +80,18 @@ pub enum Input {
         /// What to pay the miners.
         feerate: FeeRate,
     },
+    /// The operator, or the answer to [`Event::CloseWanted`]: close together with the payee. Ends in
+    /// [`Event::Closing`] or, within [`CLOSE_PATIENCE`](super::params::CLOSE_PATIENCE), in
+    /// [`Event::CloseFailed`].
+    TogetherAsked {
+        /// Our estimate for the next blocks: the payee's choice is held against it.
+        feerate: FeeRate,
+        /// 32 bytes that were never used before, fresh from the operating system: a nonce is made of
+        /// them, and two signatures with one nonce give the key away.
+        seed: [u8; 32],
+    },
+    /// What was sent to the payee did not arrive, and there is no connection to it.
+    Unreachable,
 }
 
 /// What to do. Perform outputs in order, each before the next is taken.
@@ -161,6 +174,26 @@ pub enum Event {
     /// The expiry has come and the money can be taken back: answer with [`Input::RefundAsked`].
     /// Repeated with every block until done.
     RefundDue,
+    /// The payee asks to close together, or a close that is half signed is to be tried again: answer
+    /// with [`Input::TogetherAsked`].
+    CloseWanted,
+    /// Our half of a close together is given away: nothing more is paid on this channel, and the
+    /// payee may end it at any time.
+    HalfSigned {
+        /// The running total it pays out.
+        total: Amount,
+    },
+    /// An attempt to close together came to nothing. The channel is as it was; if our half was given
+    /// away it stays frozen, and is tried again with the next block or connection.
+    CloseFailed {
+        /// Why.
+        failure: CloseFailure,
+    },
+    /// Both have signed this close, and it is on its way.
+    Closing {
+        /// The transaction.
+        txid: Txid,
+    },
     /// The funding output is being spent; nothing more can be paid.
     Ending {
         /// How.
@@ -202,6 +235,12 @@ pub enum Error {
     /// The refund cannot be made.
     #[error(transparent)]
     Refund(#[from] RefundError),
+    /// There is nothing to close together.
+    #[error(transparent)]
+    Close(#[from] CloseError),
+    /// The payee shows a close that we did not sign. Theirs.
+    #[error("the close is not signed by both")]
+    Signature,
     /// The channel is funded and cannot be abandoned.
     #[error("the channel is funded")]
     Funded,
@@ -219,6 +258,9 @@ pub enum PayError {
     /// No tip is known yet, so it cannot be said how near the expiry is.
     #[error("the height of the chain is not known yet")]
     NoTip,
+    /// The channel is being closed together; it pays again if that fails.
+    #[error("the channel is being closed")]
+    Closing,
     /// The expiry is too near.
     #[error("no payments from {margin} blocks before the expiry on")]
     Stopped {
@@ -237,6 +279,20 @@ pub enum PayError {
         /// What the payee credits.
         limit: Amount,
     },
+}
+
+/// Why no attempt to close together is begun. Nothing was signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CloseError {
+    /// Nothing is locked, or it is already settled.
+    #[error("there is nothing to close")]
+    NothingLocked,
+    /// It is being closed or refunded.
+    #[error("the channel is ending already")]
+    Ending,
+    /// The refund is due.
+    #[error("the channel has expired: its refund is due")]
+    Expired,
 }
 
 /// Why no refund is made. Nothing was signed.
@@ -307,7 +363,7 @@ pub enum Stage {
     Open,
     /// The funding is in conflict; nothing is paid.
     Conflicted,
-    /// The funding output is being spent.
+    /// A close is half or fully signed, or the funding output is being spent.
     Ending,
     /// Spent and buried.
     Settled,

@@ -86,7 +86,15 @@ pub enum Fact {
         /// The payer's signature.
         signature: Signature,
     },
-    /// Payee: about to broadcast this close.
+    /// Payer: about to give away its half of the signature on a split. From here on the payee can end
+    /// the channel by it, at any time.
+    Splitting {
+        /// The tranche.
+        tranche: TrancheIndex,
+        /// The running total it pays out.
+        total: Amount,
+    },
+    /// Both: about to broadcast this close. The payer has one only if both signed it.
     Closing {
         /// The close, fully signed.
         tx: Box<Transaction>,
@@ -119,25 +127,47 @@ pub struct Settlement {
     pub fee: Amount,
 }
 
-/// The two ways a tranche ends.
+/// The ways a tranche ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The payee paid itself out with a voucher.
     Commitment,
     /// The payer took everything back after the expiry.
     Refund,
+    /// Both signed a split.
+    Together,
 }
 
 impl Settlement {
     /// The running total that was paid out: what the payee got, and the fee it paid to get it.
-    /// Zero for a refund.
+    /// Zero for a refund, and where both closed a channel on which nothing was owed.
     pub fn paid(&self) -> Amount {
+        self.received
+            .checked_add(self.payee_fee())
+            .unwrap_or(Amount::MAX_MONEY)
+    }
+
+    /// What the payee paid of the fee: all or nothing.
+    pub fn payee_fee(&self) -> Amount {
+        match self.is_payers() {
+            true => Amount::ZERO,
+            false => self.fee,
+        }
+    }
+
+    /// What the payer paid of the fee: all or nothing.
+    pub fn payer_fee(&self) -> Amount {
+        match self.is_payers() {
+            true => self.fee,
+            false => Amount::ZERO,
+        }
+    }
+
+    fn is_payers(&self) -> bool {
         match self.end {
-            End::Commitment => self
-                .received
-                .checked_add(self.fee)
-                .unwrap_or(Amount::MAX_MONEY),
-            End::Refund => Amount::ZERO,
+            End::Commitment => false,
+            End::Refund => true,
+            End::Together => self.received == Amount::ZERO,
         }
     }
 }
@@ -198,6 +228,7 @@ impl Record {
                 match settlement.end {
                     End::Commitment => 0u8,
                     End::Refund => 1,
+                    End::Together => 2,
                 },
                 ByteArray::new(settlement.txid.to_byte_array()),
                 settlement.height.get(),
@@ -206,6 +237,9 @@ impl Record {
                 settlement.fee.to_sat(),
             )),
             Fact::Abandoned => encode(&(id, 10u8)),
+            Fact::Splitting { tranche, total } => {
+                encode(&(id, 11u8, tranche.index(), total.to_sat()))
+            }
         }
     }
 
@@ -299,6 +333,7 @@ impl Record {
                 let end = match end {
                     0 => End::Commitment,
                     1 => End::Refund,
+                    2 => End::Together,
                     _ => return Err(DecodeError::Field("end")),
                 };
                 let settlement = Settlement {
@@ -314,6 +349,11 @@ impl Record {
             10 => {
                 let (id, _): (Id, u8) = decode(bytes)?;
                 (id, Fact::Abandoned)
+            }
+            11 => {
+                let (id, _, tranche, total): (Id, u8, u8, u64) = decode(bytes)?;
+                let (tranche, total) = (TrancheIndex::new(tranche), amount(total, "total")?);
+                (id, Fact::Splitting { tranche, total })
             }
             _ => return Err(DecodeError::UnknownKind),
         };
@@ -338,7 +378,7 @@ impl Record {
 }
 
 /// Drops the records that later ones have made superfluous, keeping the order of the rest: all but
-/// the last running total of each channel, all but the last close or refund, and those too once the
+/// the last running total of each channel, all but the last split, close or refund, and those too once the
 /// channel has ended. Machines and [`Ledger`](crate::ledger::Ledger) come out the same.
 ///
 /// A channel writes one record for every voucher, so the journal grows with use; write back what
@@ -354,7 +394,9 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
                 Fact::Promised { tranche, .. } | Fact::Held { tranche, .. } => {
                     superseded.insert((id, Some(tranche)))
                 }
-                Fact::Closing { .. } | Fact::Refunding { .. } => superseded.insert((id, None)),
+                Fact::Splitting { .. } | Fact::Closing { .. } | Fact::Refunding { .. } => {
+                    superseded.insert((id, None))
+                }
                 Fact::Settled(_) | Fact::Abandoned => {
                     superseded.insert((id, None));
                     true

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! `B` is the payer's key, `S` the payee's, `P` their BIP-327 aggregate, `T` the expiry height.
-//! The first leaf pays out a voucher, the second is the payer's refund. `P` is for ending the
-//! channel together.
+//! The first leaf pays out a voucher, the second is the payer's refund. `P` ends the channel
+//! together ([`super::split`]).
 
 use bitcoin::key::UntweakedPublicKey;
 use bitcoin::opcodes::all::{OP_CHECKSIG, OP_CHECKSIGVERIFY, OP_CLTV};
@@ -14,10 +14,9 @@ use bitcoin::script::Builder;
 use bitcoin::secp256k1::XOnlyPublicKey;
 use bitcoin::taproot::{ControlBlock, LeafVersion, TapLeafHash, TaprootBuilder, TaprootSpendInfo};
 use bitcoin::{ScriptBuf, TapNodeHash};
-use secp256k1_musig as musig;
 
-use super::SECP;
 use super::deadline::BlockHeight;
+use super::{SECP, musig};
 
 /// A leaf together with what a spend of it has to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +32,10 @@ pub struct Leaf {
 /// Output script and leaves of one tranche.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scripts {
+    keys: (XOnlyPublicKey, XOnlyPublicKey),
     internal_key: UntweakedPublicKey,
     merkle_root: TapNodeHash,
+    output_key: XOnlyPublicKey,
     output: ScriptBuf,
     update: Leaf,
     refund: Leaf,
@@ -53,12 +54,27 @@ impl Scripts {
             .finalize(&SECP, internal_key)
             .expect("two leaves of depth one are a whole tree");
         Self {
+            keys: (payer, payee),
             internal_key,
             merkle_root: spend.merkle_root().expect("a tree has a root"),
+            output_key: spend.output_key().to_x_only_public_key(),
             output: ScriptBuf::new_p2tr_tweaked(spend.output_key()),
             update: leaf(&spend, update),
             refund: leaf(&spend, refund),
         }
+    }
+
+    /// The root that [`new`](Self::new) arrives at, at a tenth of its cost.
+    pub(crate) fn merkle_root_of(
+        payer: XOnlyPublicKey,
+        payee: XOnlyPublicKey,
+        expiry: BlockHeight,
+    ) -> TapNodeHash {
+        let node = |script: &ScriptBuf| TapNodeHash::from_script(script, LeafVersion::TapScript);
+        TapNodeHash::from_node_hashes(
+            node(&update_leaf(payer, payee)),
+            node(&refund_leaf(payer, expiry)),
+        )
     }
 
     /// The script the funding output must pay.
@@ -66,9 +82,19 @@ impl Scripts {
         &self.output
     }
 
+    /// The payer's and the payee's key.
+    pub const fn keys(&self) -> (XOnlyPublicKey, XOnlyPublicKey) {
+        self.keys
+    }
+
     /// The aggregate of both keys, before the taproot tweak.
     pub const fn internal_key(&self) -> UntweakedPublicKey {
         self.internal_key
+    }
+
+    /// The key the output pays to: the internal key with the taproot tweak.
+    pub const fn output_key(&self) -> XOnlyPublicKey {
+        self.output_key
     }
 
     /// Root of the two leaves, as the taproot tweak commits to it.
@@ -118,20 +144,8 @@ fn refund_leaf(payer: XOnlyPublicKey, expiry: BlockHeight) -> ScriptBuf {
         .into_script()
 }
 
-/// BIP-327 `KeyAgg(KeySort(payer, payee))`. BIP-327 takes plain keys, channel keys are x-only: the
-/// point with even Y stands for each, so whoever signs for the aggregate later must negate a
-/// secret key whose point has odd Y.
+/// BIP-327 `KeyAgg(KeySort(payer, payee))`, of the points with even Y.
 pub fn aggregate(payer: XOnlyPublicKey, payee: XOnlyPublicKey) -> UntweakedPublicKey {
-    let plain = |key: XOnlyPublicKey| {
-        let mut bytes = [2; 33];
-        bytes[1..].copy_from_slice(&key.serialize());
-        musig::PublicKey::from_byte_array_compressed(bytes)
-            .expect("an x-only key is the x of a point")
-    };
-    let (first, second) = match payer.serialize() <= payee.serialize() {
-        true => (plain(payer), plain(payee)),
-        false => (plain(payee), plain(payer)),
-    };
-    let aggregated = musig::musig::KeyAggCache::new(&[&first, &second]).agg_pk();
+    let aggregated = musig::aggregate(payer, payee).agg_pk();
     XOnlyPublicKey::from_slice(&aggregated.to_byte_array()).expect("an aggregate is a point")
 }

@@ -20,6 +20,7 @@ use super::deadline::BlockHeight;
 use super::params::Tranche;
 use super::record::{End, Settlement};
 use super::script::Leaf;
+use super::split::{SPLIT_ONE_VBYTES, SPLIT_VBYTES};
 use super::voucher::{Legal, Voucher};
 
 /// Version of every transaction of a channel, the funding included: BIP-431 "TRUC". A version 3
@@ -175,10 +176,12 @@ impl Tranche {
             .position(|i| i.previous_output == self.outpoint())?;
         let leaf = tx.input[index].witness.taproot_leaf_script();
         let is_refund = leaf.is_some_and(|leaf| *leaf.script == *self.scripts().refund().script);
-        let end = if is_refund {
-            End::Refund
-        } else {
-            End::Commitment
+        // A key path spend shows one signature, and a commitment four things.
+        let is_key_spend = tx.input[index].witness.len() == 1;
+        let end = match (is_refund, is_key_spend) {
+            (true, _) => End::Refund,
+            (false, true) => End::Together,
+            (false, false) => End::Commitment,
         };
         let outputs = tx
             .output
@@ -186,7 +189,7 @@ impl Tranche {
             .try_fold(Amount::ZERO, |sum, output| sum.checked_add(output.value))?;
         let returned = match end {
             End::Refund => outputs,
-            End::Commitment => tx
+            End::Commitment | End::Together => tx
                 .output
                 .get(index)
                 .filter(|output| output.script_pubkey == *self.change_script())
@@ -195,11 +198,11 @@ impl Tranche {
         let rest = self.capacity().checked_sub(returned)?;
         let (received, fee) = match (end, tx.input.len()) {
             (End::Refund, _) => (Amount::ZERO, rest),
-            (End::Commitment, 1) => (
+            (End::Commitment | End::Together, 1) => (
                 outputs.checked_sub(returned)?,
                 self.capacity().checked_sub(outputs)?,
             ),
-            (End::Commitment, _) => (rest, Amount::ZERO),
+            (End::Commitment | End::Together, _) => (rest, Amount::ZERO),
         };
         let height = height.unwrap_or_default();
         Some(Settlement {
@@ -268,7 +271,7 @@ fn unsigned_refund(
     Ok(tx)
 }
 
-fn spend(outpoint: OutPoint, lock_time: LockTime, output: Vec<TxOut>) -> Transaction {
+pub(super) fn spend(outpoint: OutPoint, lock_time: LockTime, output: Vec<TxOut>) -> Transaction {
     let input = vec![TxIn {
         previous_output: outpoint,
         script_sig: ScriptBuf::new(),
@@ -284,7 +287,7 @@ fn spend(outpoint: OutPoint, lock_time: LockTime, output: Vec<TxOut>) -> Transac
 }
 
 /// Weight of `tx` once its one input carries `witness`.
-fn weight_with(tx: &Transaction, witness: Witness) -> Weight {
+pub(super) fn weight_with(tx: &Transaction, witness: Witness) -> Weight {
     let mut tx = tx.clone();
     tx.input[0].witness = witness;
     tx.weight()
@@ -305,7 +308,7 @@ fn less_fee(
 }
 
 /// The fee for `weight` at `feerate`, never below the rate times the virtual size nodes count.
-fn fee_for(weight: Weight, feerate: FeeRate) -> Result<Amount, BuildError> {
+pub(super) fn fee_for(weight: Weight, feerate: FeeRate) -> Result<Amount, BuildError> {
     let vsize =
         Weight::from_vb(weight.to_vbytes_ceil()).ok_or(BuildError::FeeRate { rate: feerate })?;
     feerate
@@ -371,6 +374,10 @@ pub struct LifeCycle {
     pub open: Amount,
     /// Paid by the payee for its unilateral close.
     pub close: Amount,
+    /// Paid by the payee for a close together that pays both.
+    pub together: Amount,
+    /// Paid by the payer for a close together of a channel on which nothing was paid.
+    pub together_unpaid: Amount,
     /// Paid by the payer only if the payee vanishes.
     pub refund: Amount,
 }
@@ -382,6 +389,8 @@ impl LifeCycle {
         Some(Self {
             open: feerate.fee_vb(FUNDING_VBYTES)?,
             close: feerate.fee_vb(CLOSE_VBYTES)?,
+            together: feerate.fee_vb(SPLIT_VBYTES)?,
+            together_unpaid: feerate.fee_vb(SPLIT_ONE_VBYTES)?,
             refund: feerate.fee_vb(REFUND_VBYTES)?,
         })
     }

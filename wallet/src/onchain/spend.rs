@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::changes::ChangesError;
 use super::{Flush, Wallet, is_foreign_pending};
+use crate::channel::params::Contract;
 use crate::keys::SignError;
 
 /// What bitcoind calls TRUC (BIP-431): replaceable always, pinned never.
@@ -257,6 +258,28 @@ impl Wallet {
         feerate: FeeRate,
     ) -> Result<(Transaction, Preview), SpendError> {
         let built = self.build(script, Value::Exact(capacity), feerate, Kind::Funding)?;
+        self.hold_back(built)
+    }
+
+    /// Does the same for the channel of `contract`, so that the words alone find the channel again:
+    /// the first signature carries the payee's key; see
+    /// [`lost_fundings`](Self::lost_fundings).
+    ///
+    /// # Errors
+    ///
+    /// As [`fund`](Self::fund).
+    pub fn fund_channel(
+        &mut self,
+        contract: &Contract,
+        feerate: FeeRate,
+    ) -> Result<(Transaction, Preview), SpendError> {
+        let (script, capacity) = (contract.scripts().output(), contract.open().capacity);
+        let mut built = self.build(script, Value::Exact(capacity), feerate, Kind::Funding)?;
+        self.leave_trace(&mut built.transaction, contract.accept().payee_key);
+        self.hold_back(built)
+    }
+
+    fn hold_back(&mut self, built: Built) -> Result<(Transaction, Preview), SpendError> {
         self.reveal_change(built.change_index);
         self.write(Flush::Now)?;
         self.reserve(&built.transaction);

@@ -10,6 +10,12 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::chain::ChainEvent;
+use crate::channel::PartyId;
+use crate::channel::deadline::BlockHeight;
+use crate::channel::exposure::ExposureTable;
+use crate::channel::message::{Accept, Open};
+use crate::channel::params::{Contract, genesis};
+use crate::keys::Role;
 
 const NOW: u64 = 1_700_000_000;
 
@@ -465,6 +471,98 @@ fn a_funding_of_more_coins_than_version_3_may_spend_is_refused_with_its_size() {
         "{error}"
     );
     assert_eq!(wallet.balance().reserved, Amount::ZERO);
+}
+
+fn contract(expiry: u32, key_index: u32, payee: u8) -> Contract {
+    let payer = keys(1).channel_keypair(Role::Payer, key_index).unwrap();
+    let payee = keys(payee).channel_keypair(Role::Payee, 7).unwrap();
+    let open = Open {
+        nonce: [1; 16],
+        chain: genesis(Network::Regtest),
+        payer: PartyId::from_bytes([1; 32]),
+        payee: PartyId::from_bytes([2; 32]),
+        payer_key: payer.x_only_public_key().0,
+        capacity: sat(30_000),
+        expiry: BlockHeight::new(expiry),
+        change_script: ScriptBuf::new(),
+    };
+    let accept = Accept {
+        proposal: open.proposal(),
+        payee_key: payee.x_only_public_key().0,
+        min_first: Amount::ZERO,
+        exposure: ExposureTable::default(),
+    };
+    Contract::new(open, accept).unwrap()
+}
+
+/// A wallet with coins that has funded `contracts`, each in a block of its own, and the chain.
+fn funded(contracts: &[Contract]) -> Chain {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wallet = open(&dir);
+    let mut chain = Chain::new();
+    let script = wallet.receive_address().unwrap().script_pubkey();
+    // Two coins, so that some fundings have more than one input.
+    let coins = (0..2).map(|salt| incoming(script.clone(), 40_000, salt));
+    wallet.apply(&chain.grow(coins.collect())).unwrap();
+    for contract in contracts {
+        let (funding, _) = wallet
+            .fund_channel(contract, FeeRate::BROADCAST_MIN)
+            .unwrap();
+        wallet.record(&funding, NOW).unwrap();
+        wallet.apply(&chain.grow(vec![funding])).unwrap();
+    }
+    chain
+}
+
+/// What is found of it by the words `seed` alone.
+fn found_by_words(chain: &Chain, seed: u8) -> Vec<LostFunding> {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut wallet, _) = Wallet::open(dir.path(), keys(seed)).unwrap();
+    let mut found = Vec::new();
+    for (height, block) in (1..).zip(&chain.blocks) {
+        let block = Arc::clone(block);
+        wallet
+            .apply(&ChainEvent::Connected { height, block })
+            .unwrap();
+        let next = found.iter().map(|it: &LostFunding| it.key_index + 1).max();
+        found.extend(wallet.lost_fundings(|_| false, next.unwrap_or(0), 1_008));
+    }
+    found
+}
+
+#[test]
+fn the_words_alone_find_every_channel_that_they_funded() {
+    // The default term, the configured one with an index far on, and a term that is neither.
+    let contracts = [contract(1 + 4_320, 0, 2), contract(2 + 1_008, 60, 3)];
+    let odd = [contract(1 + 500, 3, 4)];
+
+    let mut found = found_by_words(&funded(&contracts), 1);
+    found.extend(found_by_words(&funded(&odd), 1));
+
+    assert_eq!(found.len(), 3);
+    for (found, contract) in found.iter().zip(contracts.iter().chain(&odd)) {
+        assert_eq!(found.payee_key, contract.accept().payee_key);
+        assert_eq!(found.payer_key, contract.open().payer_key);
+        assert_eq!(found.expiry, contract.open().expiry);
+        assert_eq!(found.capacity(), sat(30_000));
+        assert!(contract.fund(&found.transaction, found.vout).is_ok());
+    }
+}
+
+#[test]
+fn other_words_find_nothing_and_what_is_known_is_not_found_again() {
+    let chain = funded(&[contract(1 + 4_320, 0, 2)]);
+    assert_eq!(found_by_words(&chain, 2), []);
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut wallet = open(&dir);
+    for (height, block) in (1..).zip(&chain.blocks) {
+        let block = Arc::clone(block);
+        wallet
+            .apply(&ChainEvent::Connected { height, block })
+            .unwrap();
+    }
+    assert_eq!(wallet.lost_fundings(|_| true, 0, 4_320), []);
 }
 
 #[derive(Clone, Debug)]

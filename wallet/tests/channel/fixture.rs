@@ -237,6 +237,17 @@ pub(crate) fn check_spend(tranche: &Tranche, tx: &Transaction, height: u32) -> R
         ensure(is_final || lock.to_consensus_u32() < height, "non-final")?;
     }
     let items: Vec<&[u8]> = tx.input[0].witness.iter().collect();
+    let schnorr = |signature: &[u8], digest: [u8; 32], key: &[u8]| {
+        let signature = schnorr::Signature::from_slice(signature).map_err(|e| e.to_string())?;
+        let key = bitcoin::XOnlyPublicKey::from_slice(key).map_err(|e| e.to_string())?;
+        Secp256k1::new()
+            .verify_schnorr(&signature, &Digest::from_digest(digest), &key)
+            .map_err(|_| "invalid Schnorr signature".to_owned())
+    };
+    if let [signature] = &items[..] {
+        let digest = bip341::sighash(tx, 0, &[tranche.prevout()], 0, None);
+        return schnorr(signature, digest, &prevout.script_pubkey.as_bytes()[2..]);
+    }
     let [stack @ .., script, control] = &items[..] else {
         return Err("witness".into());
     };
@@ -257,11 +268,7 @@ pub(crate) fn check_spend(tranche: &Tranche, tx: &Transaction, height: u32) -> R
             return Err("no output to sign".into());
         }
         let digest = bip341::sighash(tx, 0, &[tranche.prevout()], hash_type, Some(leaf));
-        let signature = schnorr::Signature::from_slice(bytes).map_err(|e| e.to_string())?;
-        let key = bitcoin::XOnlyPublicKey::from_slice(key).map_err(|e| e.to_string())?;
-        Secp256k1::new()
-            .verify_schnorr(&signature, &Digest::from_digest(digest), &key)
-            .map_err(|_| "invalid Schnorr signature".to_owned())
+        schnorr(bytes, digest, key)
     };
     match (stack, script.len()) {
         ([payee, payer], 68) => {

@@ -10,4 +10,5 @@ mod hostile;
 mod laws;
 mod life;
 mod pair;
+mod together;
 mod vectors;

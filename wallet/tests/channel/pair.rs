@@ -1,16 +1,18 @@
 //! Both machines against each other, over a network that loses, repeats and reorders, with
 //! crashes between any two outputs, on a chain that reorganises. Every run is a seed.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bitcoin::{Amount, Transaction};
+use bitmesh_wallet::channel::AttemptId;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
-use bitmesh_wallet::channel::message::{Message, RefusalCode, Refused};
+use bitmesh_wallet::channel::message::{ClosePartial, Message, RefusalCode, Refused};
 use bitmesh_wallet::channel::params::{PayeePolicy, PayerPolicy, Tranche};
 use bitmesh_wallet::channel::payee::{self, Payee, Sighting};
 use bitmesh_wallet::channel::payer::{self, Payer};
-use bitmesh_wallet::channel::record::{Fact, Record, compact};
+use bitmesh_wallet::channel::record::{End, Fact, Record, compact};
 use bitmesh_wallet::channel::tx;
 use bitmesh_wallet::ledger::Ledger;
 
@@ -93,6 +95,8 @@ struct World {
     /// The highest credit the payee announced since it last started.
     credited: Amount,
     crashes: u32,
+    /// Every half the payer gave away.
+    halves: BTreeMap<AttemptId, ClosePartial>,
 }
 
 impl World {
@@ -118,6 +122,7 @@ impl World {
             wanted: Amount::ZERO,
             credited: Amount::ZERO,
             crashes: 0,
+            halves: BTreeMap::new(),
         };
         // The first record is written with the proposal: a crash before it is no channel at all.
         let Some(payer::Output::Persist(record)) = world.payer.poll_output() else {
@@ -155,6 +160,10 @@ impl World {
                     if let Message::Voucher(voucher) = &message {
                         assert!(self.promised() >= voucher.total, "said before written down");
                     }
+                    if let Message::ClosePartial(half) = &message {
+                        let known = self.halves.entry(half.attempt).or_insert(*half);
+                        assert_eq!(known, half, "two signatures with one nonce");
+                    }
                     self.network.push((To::Payee, message.to_bytes()));
                 }
                 payer::Output::Fund { script, amount } => {
@@ -166,6 +175,11 @@ impl World {
                 payer::Output::Watch { .. } => {}
                 payer::Output::Notify(payer::Event::RefundDue) => {
                     let input = payer::Input::RefundAsked { feerate: ONE };
+                    let _ = self.payer.handle(input, self.now);
+                }
+                payer::Output::Notify(payer::Event::CloseWanted) => {
+                    let seed = self.fresh();
+                    let input = payer::Input::TogetherAsked { feerate: ONE, seed };
                     let _ = self.payer.handle(input, self.now);
                 }
                 payer::Output::Notify(_) => {}
@@ -224,7 +238,17 @@ impl World {
                 };
                 let _ = payee.handle(input, self.now);
             }
+            Event::SplitDue => {
+                let seed = Self::seed(&mut self.dice);
+                let input = payee::Input::SplitChosen {
+                    payout: p2tr(0xaa),
+                    feerate: ONE,
+                    seed,
+                };
+                let _ = payee.handle(input, self.now);
+            }
             Event::Funded { .. }
+            | Event::CloseFailed { .. }
             | Event::LimitChanged { .. }
             | Event::FundingDropped
             | Event::FundingConflicted
@@ -234,6 +258,28 @@ impl World {
             | Event::Ending { .. }
             | Event::Settled(_)
             | Event::Abandoned => {}
+        }
+    }
+
+    fn fresh(&mut self) -> [u8; 32] {
+        Self::seed(&mut self.dice)
+    }
+
+    fn seed(dice: &mut Dice) -> [u8; 32] {
+        let mut seed = [0; 32];
+        seed.chunks_mut(8)
+            .for_each(|chunk| chunk.copy_from_slice(&dice.next().to_be_bytes()));
+        seed
+    }
+
+    /// Either operator wants to close together.
+    fn close_together(&mut self) {
+        match self.dice.one_in(2) {
+            true => self.tell_payee(payee::Input::TogetherAsked),
+            false => {
+                let seed = self.fresh();
+                self.tell_payer(payer::Input::TogetherAsked { feerate: ONE, seed });
+            }
         }
     }
 
@@ -590,6 +636,54 @@ fn whatever_happens_the_payer_gets_everything_back_from_a_payee_that_vanished() 
         let settlement = world.payer.settlement().unwrap();
         assert_eq!(settlement.returned, CAPACITY - settlement.fee);
         assert_eq!(settlement.fee, sat(tx::REFUND_VBYTES));
+    });
+}
+
+#[test]
+fn whatever_happens_two_that_want_to_close_together_both_get_what_is_theirs() {
+    for_each_seed(|seed| {
+        let mut world = World::new(seed, ROUGH);
+        for _ in 0..200 {
+            world.step();
+        }
+        // They ask again and again, in the middle of payments, crashes and lost messages.
+        for _ in 0..12 {
+            world.close_together();
+            for _ in 0..20 {
+                world.step();
+            }
+        }
+        world.settle_down();
+        for _ in 0..4 {
+            world.sleep(2);
+            world.close_together();
+            while !world.network.is_empty() {
+                world.deliver();
+            }
+        }
+        for _ in 0..10 {
+            world.mine();
+            world.settle_down();
+        }
+
+        let payee = world.payee.as_ref().unwrap();
+        let (held, promised) = (payee.held(), world.promised());
+        let Some(settlement) = payee.settlement() else {
+            panic!(
+                "not settled: {:?}, {:?}",
+                payee.stage(),
+                world.payer.stage()
+            )
+        };
+        assert_eq!(settlement.end, End::Together);
+        assert_eq!(settlement.paid(), held, "the payee is paid what it holds");
+        assert_eq!(held, promised, "and holds what was promised");
+        assert_eq!(world.payer.settlement(), Some(settlement));
+        let sum = settlement.returned + settlement.received + settlement.fee;
+        assert_eq!(sum, CAPACITY);
+        for log in [&world.payer_log, &world.payee_log] {
+            assert!(Ledger::from_records(log).unwrap().totals().adds_up());
+        }
     });
 }
 

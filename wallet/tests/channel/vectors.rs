@@ -4,10 +4,12 @@ use bitcoin::secp256k1::Secp256k1;
 use bitcoin::{Amount, Txid, hashes::Hash};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::{
-    DecodeError, Depth, Funding, MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, Message, RefusalCode,
-    Refused,
+    Close, CloseAck, CloseAsk, CloseDone, ClosePartial, DecodeError, Depth, Funding,
+    MAX_MESSAGE_BYTES, MAX_SMALL_MESSAGE_BYTES, Message, RefusalCode, Refused,
 };
+use bitmesh_wallet::channel::musig::{PartialSignature, PublicNonce};
 use bitmesh_wallet::channel::record::{End, Fact, Record, Settlement};
+use bitmesh_wallet::channel::split::Split;
 use bitmesh_wallet::channel::voucher::TotalError;
 use bitmesh_wallet::channel::{ChannelId, TrancheIndex};
 
@@ -223,6 +225,101 @@ fn messages_are_what_they_always_were() {
         hex::encode(messages()[5].to_bytes()),
         "850558203afaef585d23e3938ebc2a13eda7aed331c52e9ad6e0928a51d0dce2bfbc8b96001930395840589c198b4c8e5843907861d1bae9373c761fc03a279e8d8fbfea3c25a9b6084980ef4d5c53dc9942ce3bc041a451d6b5577259f81d238775c7cf22409fcf371e"
     );
+}
+
+#[test]
+fn messages_and_records_of_a_close_together_are_what_they_always_were() {
+    let contract = contract();
+    let key = |seed| {
+        // Any two points do for a nonce on the wire.
+        let mut point = [2; 33];
+        point[1..].copy_from_slice(&keypair(seed).x_only_public_key().0.serialize());
+        point
+    };
+    let nonce = [key(PAYER), key(PAYEE)].concat().try_into().unwrap();
+    let nonce = PublicNonce::from_byte_array(&nonce).unwrap();
+    let (channel, tranche) = (contract.id(), TrancheIndex::FIRST);
+    let voucher = crate::fixture::tranche()
+        .sign(&keypair(PAYER), sat(12_345))
+        .unwrap();
+    let split = Split {
+        total: sat(12_345),
+        payout: p2tr(0xaa),
+        fee: sat(154),
+    };
+    let close = Close {
+        channel,
+        tranche,
+        nonce,
+        promised: Some((voucher.total, voucher.signature)),
+    };
+    let unpaid = Close {
+        promised: None,
+        ..close
+    };
+    let attempt = close.attempt();
+    let messages = [
+        Message::CloseAsk(CloseAsk { channel, tranche }),
+        Message::Close(Box::new(unpaid)),
+        Message::Close(Box::new(close)),
+        Message::CloseAck(Box::new(CloseAck {
+            channel,
+            tranche,
+            attempt,
+            nonce,
+            split: split.clone(),
+        })),
+        Message::ClosePartial(ClosePartial {
+            channel,
+            tranche,
+            attempt,
+            partial: PartialSignature::from_byte_array(&[7; 32]).unwrap(),
+        }),
+        Message::CloseDone(CloseDone {
+            channel,
+            tranche,
+            split,
+            signature: voucher.signature,
+        }),
+    ];
+    for message in &messages {
+        let bytes = message.to_bytes();
+        assert_eq!(Message::from_bytes(&bytes).as_ref(), Ok(message));
+        assert!(bytes.len() <= MAX_SMALL_MESSAGE_BYTES - 32);
+        let trailing = [&bytes[..], &[0]].concat();
+        assert!(Message::from_bytes(&trailing).is_err());
+    }
+    let facts = [
+        Fact::Splitting {
+            tranche,
+            total: sat(12_345),
+        },
+        Fact::Settled(Settlement {
+            end: End::Together,
+            txid: Txid::from_byte_array([9; 32]),
+            height: BlockHeight::new(800_100),
+            returned: sat(87_655),
+            received: sat(12_191),
+            fee: sat(154),
+        }),
+    ];
+    let proposal = contract.proposal();
+    let records = facts.map(|fact| Record { proposal, fact });
+    for record in &records {
+        assert_eq!(Record::from_bytes(&record.to_bytes()).unwrap(), *record);
+    }
+    assert_eq!(
+        digest(messages.iter().map(Message::to_bytes)),
+        "cbc76306b5f398e37beb5ce948c8ddd7acaf60ac02a24668de63ab6a4c68d7ef"
+    );
+    assert_eq!(
+        digest(records.iter().map(Record::to_bytes)),
+        "7a9cc45a35d6fd3f8843610ad2ef985db0e53c174b9a73bf977cc4dc3598839f"
+    );
+    // A nonce that is no pair of points is none.
+    let mut bytes = Message::Close(Box::new(unpaid)).to_bytes();
+    bytes[40..72].fill(0xff);
+    assert!(Message::from_bytes(&bytes).is_err());
 }
 
 #[test]

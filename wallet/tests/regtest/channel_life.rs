@@ -13,7 +13,8 @@ use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::params::{Parties, PayeePolicy, PayerPolicy};
 use bitmesh_wallet::channel::payee::{self, Acceptance, Payee, Sighting};
 use bitmesh_wallet::channel::payer::{self, Payer, Proposal};
-use bitmesh_wallet::channel::record::{End, JOURNAL_KIND, Record};
+use bitmesh_wallet::channel::record::{End, Fact, JOURNAL_KIND, Record};
+use bitmesh_wallet::channel::split::SPLIT_VBYTES;
 use bitmesh_wallet::channel::{PartyId, tx};
 use bitmesh_wallet::keys::Role;
 use bitmesh_wallet::ledger::{Ledger, Totals};
@@ -238,6 +239,7 @@ impl World {
                 let input = payer::Input::RefundAsked { feerate: ONE };
                 self.payer.handle(input, self.now).unwrap();
             }
+            payer::Output::Notify(payer::Event::CloseWanted) => self.close_together(),
             payer::Output::Notify(_) => {}
         }
     }
@@ -264,6 +266,14 @@ impl World {
                         self.payee.handle(input, self.now).unwrap();
                     }
                     payee::Event::CloseDue { .. } => self.close(),
+                    payee::Event::SplitDue => {
+                        let input = payee::Input::SplitChosen {
+                            payout: self.payees.purse.address().script_pubkey(),
+                            feerate: ONE,
+                            seed: [2; 32],
+                        };
+                        self.payee.handle(input, self.now).unwrap();
+                    }
                     _ => {}
                 }
             }
@@ -277,6 +287,14 @@ impl World {
             feerate: ONE,
         };
         self.payee.handle(input, self.now).unwrap();
+    }
+
+    fn close_together(&mut self) {
+        let input = payer::Input::TogetherAsked {
+            feerate: ONE,
+            seed: [1; 32],
+        };
+        self.payer.handle(input, self.now).unwrap();
     }
 
     fn hear_chain(&mut self) -> bool {
@@ -427,6 +445,44 @@ fn a_whole_life_from_the_proposal_to_the_payees_coins_adds_up_to_the_sat() {
         world.payers.purse.wallet.balance().total(),
         COINBASE - payer.paid - payer.funding_fees
     );
+}
+
+#[test]
+fn both_close_together_by_a_transaction_that_looks_like_any_other() {
+    let mut world = World::start();
+    world.mine(3);
+    world.pay(61_234);
+    let outpoint = world.payee.tranche().unwrap().outpoint();
+
+    world.close_together();
+    world.run();
+
+    let close = world
+        .payees
+        .records
+        .iter()
+        .find_map(|record| match &record.fact {
+            Fact::Closing { tx } => Some((**tx).clone()),
+            _ => None,
+        });
+    let close = close.expect("both have signed");
+    assert_eq!(close.input[0].previous_output, outpoint);
+    let [signature] = &close.input[0].witness.to_vec()[..] else {
+        panic!("{close:?}")
+    };
+    assert_eq!(signature.len(), 64);
+    assert_eq!(close.vsize() as u64, SPLIT_VBYTES);
+    // The node has taken it: it is in its mempool.
+    assert!(world.node.is_in_mempool(&close));
+    world.mine(6);
+    let settlement = world.payee.settlement().unwrap();
+    assert_eq!(world.payer.settlement(), Some(settlement));
+    assert_eq!(settlement.end, End::Together);
+    assert_eq!(settlement.paid(), sat(61_234));
+    assert_eq!(settlement.fee, sat(SPLIT_VBYTES));
+    let (payer, payee) = (world.payers.books(), world.payees.books());
+    assert_eq!(payer.returned, sat(100_000 - 61_234));
+    assert_eq!(payee.received, sat(61_234 - SPLIT_VBYTES));
 }
 
 #[test]

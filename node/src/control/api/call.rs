@@ -213,8 +213,8 @@ calls! {
     RevealWords: "POST" "/v1/wallet/backup", money => Words;
     /// Payment channels on both sides.
     ListChannels: "GET" "/v1/channels", money => Channels;
-    /// Closes a channel: the payee takes what was paid; the payer gets its refund once the channel
-    /// has expired.
+    /// Closes a channel, together with the other side if that answers within 15 s. Else the payee takes
+    /// what was paid, and the payer gets its refund once the channel has expired.
     CloseChannel: "POST" "/v1/channels/{channel}/close", money => ChannelClosed;
     /// What was sold and bought, billed, paid, received on chain and spent on fees.
     GetEarnings: "GET" "/v1/earnings", money => Earnings;

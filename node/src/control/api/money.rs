@@ -287,9 +287,25 @@ pub struct CloseChannel {
     /// Fee rate. Absent: the present estimate for 6 blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feerate_sat_per_kvb: Option<u64>,
+    /// Do not ask the other side to close together: what this side can do alone, at once.
+    #[serde(default)]
+    pub force: bool,
     /// Say what would come of it; broadcast nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// How a channel is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelEnd {
+    /// Both sides signed one transaction.
+    Together,
+    /// The payee broadcast its best voucher.
+    Alone,
+    /// The payer took back what was in it after its expiry.
+    Refund,
 }
 
 /// A closing transaction was, or would be, broadcast.
@@ -298,6 +314,11 @@ pub struct CloseChannel {
 pub struct ChannelClosed {
     /// Channel id.
     pub channel: String,
+    /// How it is ended.
+    pub how: ChannelEnd,
+    /// Why it was not closed together, if that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<String>,
     /// The closing transaction or refund. Absent for a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub txid: Option<String>,

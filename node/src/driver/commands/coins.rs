@@ -4,8 +4,14 @@ use std::time::{Duration, Instant};
 
 use bitcoin::{FeeRate, Txid};
 use bitmesh_wallet::chain::BroadcastError;
+use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::record::End;
+use bitmesh_wallet::channel::split::CloseFailure;
+use bitmesh_wallet::channel::tx::LifeCycle;
 use bitmesh_wallet::keys::Role;
 use bitmesh_wallet::onchain::{HistoryEntry, Payment, SpendError, Status as TxStatus, Value};
+use rand::RngExt;
+use tracing::debug;
 
 use super::super::Driver;
 use super::{Answer, Outcome};
@@ -25,6 +31,22 @@ pub(in crate::driver) struct Handing {
     until: Instant,
     /// The answer, but for whether it was taken.
     reply: Handed,
+}
+
+/// Somebody waits for a channel to be closed together with the peer.
+#[derive(Debug)]
+pub(in crate::driver) struct Together {
+    view: ChannelView,
+    feerate: FeeRate,
+    answer: Answer,
+}
+
+/// How a wish to close a channel goes on.
+enum Begun {
+    /// It was only asked what would come of it.
+    Done(api::ChannelClosed),
+    Alone(ChannelView, FeeRate),
+    Together(ChannelView, FeeRate),
 }
 
 #[derive(Debug)]
@@ -226,10 +248,32 @@ impl Driver {
         }
     }
 
-    pub(super) fn close_channel_asked(
-        &mut self,
-        wanted: &api::CloseChannel,
-    ) -> Result<(Option<Txid>, api::ChannelClosed), ApiError> {
+    /// Closes a channel together with the peer, if that is there; else, or at once if that is wanted, as
+    /// far as this side can alone.
+    pub(super) fn close_channel_asked(&mut self, wanted: &api::CloseChannel, answer: Answer) {
+        match self.begin_close(wanted) {
+            Ok(Begun::Done(closed)) => {
+                let _ = answer.send(Ok(closed.into()));
+            }
+            Ok(Begun::Alone(view, feerate)) => {
+                let closed = self.close_alone(&view, feerate, None);
+                self.answer_handed(closed, answer);
+            }
+            Ok(Begun::Together(view, feerate)) => {
+                self.together.push(Together {
+                    view,
+                    feerate,
+                    answer,
+                });
+                self.drain_payments();
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error));
+            }
+        }
+    }
+
+    fn begin_close(&mut self, wanted: &api::CloseChannel) -> Result<Begun, ApiError> {
         let channels = self.payments.channels();
         let ids = channels.iter().map(|view| view.id.as_str());
         let channel = resolve("channel", ids, &wanted.channel)?.to_owned();
@@ -239,8 +283,56 @@ impl Driver {
             .ok_or_else(|| ApiError::not_found("channel", &wanted.channel))?;
         let feerate = self.feerate_of(wanted.feerate_sat_per_kvb);
         if wanted.dry_run {
-            return Ok((None, would_close(view, feerate)?));
+            return would_close(view, feerate, wanted.force).map(Begun::Done);
         }
+        if wanted.force {
+            return Ok(Begun::Alone(view.clone(), feerate));
+        }
+        let (seed, now) = (rand::rng().random(), self.clock.now());
+        let begun = self
+            .payments
+            .close_together(view.proposal, feerate, seed, now);
+        Ok(match begun {
+            Ok(()) => Begun::Together(view.clone(), feerate),
+            Err(error) => {
+                debug!(channel, %error, "nothing to close together");
+                Begun::Alone(view.clone(), feerate)
+            }
+        })
+    }
+
+    /// The fee rate that the operator wants for a close that is being made together.
+    pub(in crate::driver) fn together_feerate(&self, channel: ProposalId) -> Option<FeeRate> {
+        let wanted = self.together.iter().rev();
+        let mut wanted = wanted.filter(|it| it.view.proposal == channel);
+        wanted.next().map(|it| it.feerate)
+    }
+
+    /// An attempt to close together is over: those who wait for it are told, and if it came to nothing
+    /// this side does what it can alone.
+    pub(in crate::driver) fn together_over(
+        &mut self,
+        channel: ProposalId,
+        outcome: Result<(), CloseFailure>,
+    ) {
+        let waiting = self
+            .together
+            .extract_if(.., |it| it.view.proposal == channel);
+        for waits in waiting.collect::<Vec<_>>() {
+            let closed = match outcome {
+                Ok(()) => self.closed(&waits.view, None),
+                Err(failure) => self.close_alone(&waits.view, waits.feerate, Some(failure)),
+            };
+            self.answer_handed(closed, waits.answer);
+        }
+    }
+
+    fn close_alone(
+        &mut self,
+        view: &ChannelView,
+        feerate: FeeRate,
+        failure: Option<CloseFailure>,
+    ) -> Result<(Option<Txid>, Handed), ApiError> {
         let conflict =
             |message: String, hint: &str| ApiError::new(ErrorCode::Conflict, message, hint);
         match view.role {
@@ -248,10 +340,17 @@ impl Driver {
                 let now = self.clock.now();
                 let refund = self.payments.refund(view.proposal, feerate, now);
                 refund.map_err(|error| {
+                    let message = match failure {
+                        Some(failure) => format!(
+                            "the channel was not closed together: {failure}; the refund is {error}"
+                        ),
+                        None => format!("the refund is {error}"),
+                    };
                     conflict(
-                        format!("the refund is {error}"),
-                        "the seller can close it at any time; from the expiry on this node takes \
-                         the rest back by itself",
+                        message,
+                        "nothing is lost: ask again while the seller is connected; it can also close \
+                         alone at any time, and from the expiry on this node takes the rest back by \
+                         itself",
                     )
                     .with("expiry_height", view.expiry)
                 })?;
@@ -267,28 +366,65 @@ impl Driver {
                 })?,
         }
         self.drain_payments();
-        let (txid, received, fee) = self.payments.ending_of(view.proposal).ok_or_else(gone)?;
+        self.closed(view, failure)
+    }
+
+    fn closed(
+        &self,
+        view: &ChannelView,
+        failure: Option<CloseFailure>,
+    ) -> Result<(Option<Txid>, Handed), ApiError> {
+        let ending = self.payments.ending_of(view.proposal).ok_or_else(gone)?;
+        let how = match (ending.is_together, view.role) {
+            (true, _) => api::ChannelEnd::Together,
+            (false, Role::Payee) => api::ChannelEnd::Alone,
+            (false, Role::Payer) => api::ChannelEnd::Refund,
+        };
         let closed = api::ChannelClosed {
-            channel,
-            txid: Some(txid.to_string()),
-            received_sat: received.to_sat(),
-            fee_sat: fee.to_sat(),
+            channel: view.id.clone(),
+            how,
+            because: failure.map(|failure| failure.to_string()),
+            txid: Some(ending.txid.to_string()),
+            received_sat: ending.received.to_sat(),
+            fee_sat: ending.fee.to_sat(),
             broadcast: false,
         };
-        Ok((Some(txid), closed))
+        Ok((Some(ending.txid), Handed::Closed(closed)))
     }
 }
 
-/// What ending a channel alone would bring, by the sizes of its transactions.
-fn would_close(view: &ChannelView, feerate: FeeRate) -> Result<api::ChannelClosed, ApiError> {
-    let life = bitmesh_wallet::channel::tx::LifeCycle::estimate(feerate).ok_or_else(gone)?;
-    let (held, fee) = match view.role {
-        Role::Payer => (view.capacity, life.refund),
-        Role::Payee => (view.paid, life.close),
+/// What ending a channel would bring, by the sizes of its transactions: together with the peer, or
+/// alone if that is wanted.
+fn would_close(
+    view: &ChannelView,
+    feerate: FeeRate,
+    alone: bool,
+) -> Result<api::ChannelClosed, ApiError> {
+    let life = LifeCycle::estimate(feerate).ok_or_else(gone)?;
+    let zero = bitcoin::Amount::ZERO;
+    let is_unpaid = view.paid == zero;
+    let rest = view.capacity.checked_sub(view.paid).unwrap_or(zero);
+    let (how, held, fee) = match (view.role, alone) {
+        (Role::Payer, true) => (api::ChannelEnd::Refund, view.capacity, life.refund),
+        (Role::Payer, false) => {
+            let fee = if is_unpaid {
+                life.together_unpaid
+            } else {
+                zero
+            };
+            (api::ChannelEnd::Together, rest, fee)
+        }
+        (Role::Payee, true) => (api::ChannelEnd::Alone, view.paid, life.close),
+        (Role::Payee, false) => {
+            let fee = if is_unpaid { zero } else { life.together };
+            (api::ChannelEnd::Together, view.paid, fee)
+        }
     };
-    let received = held.checked_sub(fee).unwrap_or(bitcoin::Amount::ZERO);
+    let received = held.checked_sub(fee).unwrap_or(zero);
     Ok(api::ChannelClosed {
         channel: view.id.clone(),
+        how,
+        because: None,
         txid: None,
         received_sat: received.to_sat(),
         fee_sat: fee.to_sat(),
@@ -307,10 +443,8 @@ fn transaction(entry: &HistoryEntry, channels: &[ChannelView]) -> api::Transacti
         api::TransactionKind::Funding
     } else if let Some(view) = channels.iter().find(is_ending) {
         match view.settlement.map(|settlement| settlement.end) {
-            Some(bitmesh_wallet::channel::record::End::Refund) => api::TransactionKind::Refund,
-            Some(bitmesh_wallet::channel::record::End::Commitment) | None => {
-                api::TransactionKind::Settlement
-            }
+            Some(End::Refund) => api::TransactionKind::Refund,
+            Some(End::Commitment | End::Together) | None => api::TransactionKind::Settlement,
         }
     } else if entry.net_sat() >= 0 {
         api::TransactionKind::Received

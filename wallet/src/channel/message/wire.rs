@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::{ByteArray, ByteBuf};
 
 use super::{
-    Accept, DecodeError, Depth, Funding, Kind, MAX_DEPTH, MAX_FUNDING_BYTES, Message, Open,
-    RefusalCode, Refused, VERSION,
+    Accept, Close, CloseAck, CloseAsk, CloseDone, ClosePartial, DecodeError, Depth, Funding, Kind,
+    MAX_DEPTH, MAX_FUNDING_BYTES, Message, Open, RefusalCode, Refused, VERSION,
 };
 use crate::channel::deadline::BlockHeight;
 use crate::channel::exposure::{ExposureTable, Step};
+use crate::channel::musig::{NONCE_BYTES, PARTIAL_BYTES, PartialSignature, PublicNonce};
+use crate::channel::split::Split;
 use crate::channel::voucher::Voucher;
-use crate::channel::{ChannelId, PartyId, ProposalId, TrancheIndex, tagged_hash};
+use crate::channel::{AttemptId, ChannelId, PartyId, ProposalId, TrancheIndex, tagged_hash};
 
 impl Open {
     /// The bytes as they go over the wire.
@@ -82,10 +84,7 @@ impl Message {
                 funding.vout,
             )),
             Self::Depth(depth) => {
-                let (held, proof) = match &depth.held {
-                    Some((total, signature)) => (total.to_sat(), signature.serialize().to_vec()),
-                    None => (0, Vec::new()),
-                };
+                let (held, proof) = claim(depth.held.as_ref());
                 encode(&DepthWire(
                     Kind::Depth as u8,
                     ByteArray::new(*depth.channel.as_bytes()),
@@ -93,7 +92,7 @@ impl Message {
                     depth.confirmations,
                     depth.limit.to_sat(),
                     held,
-                    ByteBuf::from(proof),
+                    proof,
                 ))
             }
             Self::Voucher(voucher) => encode(&VoucherWire(
@@ -107,6 +106,48 @@ impl Message {
                 Kind::Refused as u8,
                 ByteArray::new(refused.subject),
                 refused.code.code(),
+            )),
+            Self::CloseAsk(ask) => encode(&CloseAskWire(
+                Kind::CloseAsk as u8,
+                ByteArray::new(*ask.channel.as_bytes()),
+                ask.tranche.index(),
+            )),
+            Self::Close(close) => {
+                let (total, proof) = claim(close.promised.as_ref());
+                encode(&CloseWire(
+                    Kind::Close as u8,
+                    ByteArray::new(*close.channel.as_bytes()),
+                    close.tranche.index(),
+                    ByteArray::new(close.nonce.serialize()),
+                    total,
+                    proof,
+                ))
+            }
+            Self::CloseAck(ack) => encode(&CloseAckWire(
+                Kind::CloseAck as u8,
+                ByteArray::new(*ack.channel.as_bytes()),
+                ack.tranche.index(),
+                ByteArray::new(*ack.attempt.as_bytes()),
+                ByteArray::new(ack.nonce.serialize()),
+                ack.split.total.to_sat(),
+                ByteBuf::from(ack.split.payout.to_bytes()),
+                ack.split.fee.to_sat(),
+            )),
+            Self::ClosePartial(half) => encode(&ClosePartialWire(
+                Kind::ClosePartial as u8,
+                ByteArray::new(*half.channel.as_bytes()),
+                half.tranche.index(),
+                ByteArray::new(*half.attempt.as_bytes()),
+                ByteArray::new(half.partial.serialize()),
+            )),
+            Self::CloseDone(done) => encode(&CloseDoneWire(
+                Kind::CloseDone as u8,
+                ByteArray::new(*done.channel.as_bytes()),
+                done.tranche.index(),
+                done.split.total.to_sat(),
+                ByteBuf::from(done.split.payout.to_bytes()),
+                done.split.fee.to_sat(),
+                ByteArray::new(done.signature.serialize()),
             )),
         }
     }
@@ -134,6 +175,19 @@ impl Message {
                     code,
                 })
             }
+            Kind::CloseAsk => {
+                let CloseAskWire(_, channel, tranche) = decode(bytes)?;
+                Self::CloseAsk(CloseAsk {
+                    channel: ChannelId::from_bytes(channel.into_array()),
+                    tranche: TrancheIndex::new(tranche),
+                })
+            }
+            Kind::Close => Self::Close(Box::new(decode::<CloseWire>(bytes)?.try_into()?)),
+            Kind::CloseAck => Self::CloseAck(Box::new(decode::<CloseAckWire>(bytes)?.try_into()?)),
+            Kind::ClosePartial => {
+                Self::ClosePartial(decode::<ClosePartialWire>(bytes)?.try_into()?)
+            }
+            Kind::CloseDone => Self::CloseDone(decode::<CloseDoneWire>(bytes)?.try_into()?),
         };
         if message.to_bytes() != bytes {
             return Err(DecodeError::NotCanonical);
@@ -150,6 +204,11 @@ impl Message {
             Self::Depth(_) => Kind::Depth,
             Self::Voucher(_) => Kind::Voucher,
             Self::Refused(_) => Kind::Refused,
+            Self::CloseAsk(_) => Kind::CloseAsk,
+            Self::Close(_) => Kind::Close,
+            Self::CloseAck(_) => Kind::CloseAck,
+            Self::ClosePartial(_) => Kind::ClosePartial,
+            Self::CloseDone(_) => Kind::CloseDone,
         }
     }
 
@@ -163,6 +222,11 @@ impl Message {
             Self::Depth(depth) => *depth.channel.as_bytes(),
             Self::Voucher(voucher) => *voucher.channel.as_bytes(),
             Self::Refused(refused) => refused.subject,
+            Self::CloseAsk(ask) => *ask.channel.as_bytes(),
+            Self::Close(close) => *close.channel.as_bytes(),
+            Self::CloseAck(ack) => *ack.channel.as_bytes(),
+            Self::ClosePartial(half) => *half.channel.as_bytes(),
+            Self::CloseDone(done) => *done.channel.as_bytes(),
         }
     }
 }
@@ -210,6 +274,37 @@ pub(crate) fn amount(sat: u64, field: &'static str) -> Result<Amount, DecodeErro
     }
 }
 
+/// A total with its proof, as two fields; zero and empty for none.
+fn claim(claim: Option<&(Amount, Signature)>) -> (u64, ByteBuf) {
+    match claim {
+        Some((total, proof)) => (total.to_sat(), ByteBuf::from(proof.serialize().to_vec())),
+        None => (0, ByteBuf::new()),
+    }
+}
+
+fn claim_from(
+    total: u64,
+    proof: &[u8],
+    field: &'static str,
+) -> Result<Option<(Amount, Signature)>, DecodeError> {
+    match (total, proof.is_empty()) {
+        (0, true) => Ok(None),
+        _ => Ok(Some((amount(total, field)?, signature(proof)?))),
+    }
+}
+
+fn nonce(bytes: &ByteArray<NONCE_BYTES>) -> Result<PublicNonce, DecodeError> {
+    PublicNonce::from_byte_array(bytes).map_err(|_| DecodeError::Field("nonce"))
+}
+
+fn split(total: u64, payout: ByteBuf, fee: u64) -> Result<Split, DecodeError> {
+    Ok(Split {
+        total: amount(total, "total")?,
+        payout: ScriptBuf::from_bytes(payout.into_vec()),
+        fee: amount(fee, "fee")?,
+    })
+}
+
 fn key(bytes: &ByteArray<32>, field: &'static str) -> Result<XOnlyPublicKey, DecodeError> {
     XOnlyPublicKey::from_slice(&bytes[..]).map_err(|_| DecodeError::Field(field))
 }
@@ -250,6 +345,30 @@ struct VoucherWire(u8, Bytes32, u8, u64, ByteArray<64>);
 
 #[derive(Serialize, Deserialize)]
 struct RefusedWire(u8, Bytes32, u8);
+
+#[derive(Serialize, Deserialize)]
+struct CloseAskWire(u8, Bytes32, u8);
+
+#[derive(Serialize, Deserialize)]
+struct CloseWire(u8, Bytes32, u8, ByteArray<NONCE_BYTES>, u64, ByteBuf);
+
+#[derive(Serialize, Deserialize)]
+struct CloseAckWire(
+    u8,
+    Bytes32,
+    u8,
+    Bytes32,
+    ByteArray<NONCE_BYTES>,
+    u64,
+    ByteBuf,
+    u64,
+);
+
+#[derive(Serialize, Deserialize)]
+struct ClosePartialWire(u8, Bytes32, u8, Bytes32, ByteArray<PARTIAL_BYTES>);
+
+#[derive(Serialize, Deserialize)]
+struct CloseDoneWire(u8, Bytes32, u8, u64, ByteBuf, u64, ByteArray<64>);
 
 impl TryFrom<OpenWire> for Open {
     type Error = DecodeError;
@@ -321,10 +440,7 @@ impl TryFrom<DepthWire> for Depth {
 
     fn try_from(wire: DepthWire) -> Result<Self, DecodeError> {
         let DepthWire(_, channel, tranche, confirmations, limit, held, proof) = wire;
-        let held = match (held, proof.is_empty()) {
-            (0, true) => None,
-            _ => Some((amount(held, "held")?, signature(&proof)?)),
-        };
+        let held = claim_from(held, &proof, "held")?;
         Ok(Self {
             channel: ChannelId::from_bytes(channel.into_array()),
             tranche: TrancheIndex::new(tranche),
@@ -344,6 +460,64 @@ impl TryFrom<VoucherWire> for Voucher {
             channel: ChannelId::from_bytes(channel.into_array()),
             tranche: TrancheIndex::new(tranche),
             total: amount(total, "total")?,
+            signature: signature(&proof[..])?,
+        })
+    }
+}
+
+impl TryFrom<CloseWire> for Close {
+    type Error = DecodeError;
+
+    fn try_from(wire: CloseWire) -> Result<Self, DecodeError> {
+        let CloseWire(_, channel, tranche, public, total, proof) = wire;
+        Ok(Self {
+            channel: ChannelId::from_bytes(channel.into_array()),
+            tranche: TrancheIndex::new(tranche),
+            nonce: nonce(&public)?,
+            promised: claim_from(total, &proof, "promised")?,
+        })
+    }
+}
+
+impl TryFrom<CloseAckWire> for CloseAck {
+    type Error = DecodeError;
+
+    fn try_from(wire: CloseAckWire) -> Result<Self, DecodeError> {
+        let CloseAckWire(_, channel, tranche, attempt, public, total, payout, fee) = wire;
+        Ok(Self {
+            channel: ChannelId::from_bytes(channel.into_array()),
+            tranche: TrancheIndex::new(tranche),
+            attempt: AttemptId::from_bytes(attempt.into_array()),
+            nonce: nonce(&public)?,
+            split: split(total, payout, fee)?,
+        })
+    }
+}
+
+impl TryFrom<ClosePartialWire> for ClosePartial {
+    type Error = DecodeError;
+
+    fn try_from(wire: ClosePartialWire) -> Result<Self, DecodeError> {
+        let ClosePartialWire(_, channel, tranche, attempt, partial) = wire;
+        Ok(Self {
+            channel: ChannelId::from_bytes(channel.into_array()),
+            tranche: TrancheIndex::new(tranche),
+            attempt: AttemptId::from_bytes(attempt.into_array()),
+            partial: PartialSignature::from_byte_array(&partial)
+                .map_err(|_| DecodeError::Field("partial"))?,
+        })
+    }
+}
+
+impl TryFrom<CloseDoneWire> for CloseDone {
+    type Error = DecodeError;
+
+    fn try_from(wire: CloseDoneWire) -> Result<Self, DecodeError> {
+        let CloseDoneWire(_, channel, tranche, total, payout, fee, proof) = wire;
+        Ok(Self {
+            channel: ChannelId::from_bytes(channel.into_array()),
+            tranche: TrancheIndex::new(tranche),
+            split: split(total, payout, fee)?,
             signature: signature(&proof[..])?,
         })
     }

@@ -1,5 +1,6 @@
 //! The machine itself; its words are in [`super`].
 
+mod closing;
 mod restore;
 mod state;
 mod view;
@@ -19,7 +20,7 @@ use crate::channel::record::{Fact, Record};
 use crate::channel::tx;
 use crate::channel::voucher::Voucher;
 
-use self::state::{Chain, Funded, Grant, Spend, State};
+use self::state::{Attempt, Chain, Funded, Grant, Spend, State};
 
 /// The payee's end of one channel.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl Payee {
     /// the [`refusal`](Error::refusal) if there is one.
     pub fn handle(&mut self, input: Input, now: Instant) -> Result<(), Error> {
         match input {
-            Input::Received(message) => return self.receive(message),
+            Input::Received(message) => return self.receive(message, now),
             Input::Reconnected => self.tell_depth(),
             Input::TipChanged(tip) => self.tip_changed(tip),
             Input::FundingSeen(sighting) => self.seen(sighting, now),
@@ -119,6 +120,13 @@ impl Payee {
                 }
             }
             Input::CloseAsked { payout, feerate } => self.close(&payout, feerate)?,
+            Input::TogetherAsked => self.close_together(now)?,
+            Input::SplitChosen {
+                payout,
+                feerate,
+                seed,
+            } => self.split_chosen(&payout, feerate, seed),
+            Input::Unreachable => self.close_unreachable(),
             Input::AbandonAsked => match self.state {
                 State::Accepted => self.abandon(),
                 State::Funded(_) | State::Settled { .. } => return Err(Error::Funded),
@@ -134,8 +142,32 @@ impl Payee {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called: when unconfirmed funding
-    /// is old enough to count.
+    /// is old enough to count, or a close together takes too long.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        let State::Funded(funded) = &self.state else {
+            return None;
+        };
+        let attempt = funded.attempt.as_ref().map(Attempt::poll_timeout);
+        self.zero_conf_due().into_iter().chain(attempt).min()
+    }
+
+    /// Asks the budget for unconfirmed funding that is old enough, and gives up a close together that
+    /// takes too long. Calling it early is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.close_timed_out(now);
+        if self.zero_conf_due().is_none_or(|at| now < at) {
+            return;
+        }
+        let want = self.zero_conf_limit();
+        if let State::Funded(funded) = &mut self.state
+            && let Chain::Mempool { grant, .. } = &mut funded.chain
+        {
+            *grant = Grant::Asked;
+            self.notify(Event::ZeroConfDue { want });
+        }
+    }
+
+    fn zero_conf_due(&self) -> Option<Instant> {
         let State::Funded(funded) = &self.state else {
             return None;
         };
@@ -155,21 +187,7 @@ impl Payee {
         }
     }
 
-    /// Asks the budget for unconfirmed funding that is old enough. Calling it early is harmless.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if self.poll_timeout().is_none_or(|at| now < at) {
-            return;
-        }
-        let want = self.zero_conf_limit();
-        if let State::Funded(funded) = &mut self.state
-            && let Chain::Mempool { grant, .. } = &mut funded.chain
-        {
-            *grant = Grant::Asked;
-            self.notify(Event::ZeroConfDue { want });
-        }
-    }
-
-    fn receive(&mut self, message: Message) -> Result<(), Error> {
+    fn receive(&mut self, message: Message, now: Instant) -> Result<(), Error> {
         match message {
             Message::Open(open) if open == *self.contract.open() => {
                 let accept = self.contract.accept().clone();
@@ -179,11 +197,17 @@ impl Payee {
             }
             Message::Funding(funding) => self.funding_received(*funding),
             Message::Voucher(voucher) => self.voucher_received(voucher),
-            Message::Open(_) | Message::Accept(_) | Message::Depth(_) | Message::Refused(_) => {
-                Err(Error::Unexpected {
-                    kind: message.kind(),
-                })
-            }
+            Message::Close(close) => self.close_begun(*close, now),
+            Message::ClosePartial(half) => self.close_signed(half),
+            Message::Refused(refused) => self.close_refused(refused),
+            Message::Open(_)
+            | Message::Accept(_)
+            | Message::Depth(_)
+            | Message::CloseAsk(_)
+            | Message::CloseAck(_)
+            | Message::CloseDone(_) => Err(Error::Unexpected {
+                kind: message.kind(),
+            }),
         }
     }
 
@@ -241,6 +265,9 @@ impl Payee {
         if funded.close.is_some() || funded.spent.is_some() {
             return Err(Error::Closing);
         }
+        if funded.is_frozen() {
+            return Err(Error::Frozen);
+        }
         if voucher.total < min {
             return Err(Error::BelowFirst {
                 got: voucher.total,
@@ -248,7 +275,16 @@ impl Payee {
             });
         }
         funded.tranche.verify(&voucher)?;
-        funded.held = Some(voucher);
+        self.hold(voucher);
+        self.tell_depth();
+        Ok(())
+    }
+
+    /// Keeps a voucher that was verified and is better than the one held.
+    fn hold(&mut self, voucher: Voucher) {
+        if let State::Funded(funded) = &mut self.state {
+            funded.held = Some(voucher);
+        }
         let Voucher {
             tranche,
             total,
@@ -261,8 +297,6 @@ impl Payee {
             signature,
         });
         self.credit();
-        self.tell_depth();
-        Ok(())
     }
 
     fn seen(&mut self, sighting: Sighting, now: Instant) {
@@ -412,6 +446,7 @@ impl Payee {
             return Err(CloseError::NothingHeld);
         }
         let tx = tx::commitment(&funded.tranche, voucher, &self.keypair, payout, feerate)?;
+        funded.attempt = None;
         funded.close = Some(tx.clone());
         let txid = tx.compute_txid();
         let tx = Box::new(tx);
@@ -437,6 +472,7 @@ impl Payee {
             settlement,
             is_mined: height.is_some(),
         });
+        funded.attempt = None;
         if is_news {
             self.notify(Event::Ending {
                 end: settlement.end,

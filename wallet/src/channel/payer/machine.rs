@@ -1,5 +1,6 @@
 //! The machine itself; its words are in [`super`].
 
+mod closing;
 mod restore;
 mod state;
 mod view;
@@ -90,6 +91,7 @@ impl Payer {
             Input::Reconnected => {
                 self.resend = Resend::default();
                 self.send_pending(now);
+                self.resume_close();
                 Ok(())
             }
             Input::FundingSigned { tx, fee } => self.funding_signed(*tx, fee, now),
@@ -141,6 +143,13 @@ impl Payer {
                 Ok(())
             }
             Input::RefundAsked { feerate } => self.refund(feerate).map_err(Error::from),
+            Input::TogetherAsked { feerate, seed } => {
+                self.close_together(feerate, seed, now).map_err(Error::from)
+            }
+            Input::Unreachable => {
+                self.close_unreachable(now);
+                Ok(())
+            }
         }
     }
 
@@ -150,12 +159,20 @@ impl Payer {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
-    pub const fn poll_timeout(&self) -> Option<Instant> {
-        self.resend.at
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let attempt = match &self.state {
+            State::Funded(funded) => funded.attempt.as_ref().map(|attempt| attempt.until),
+            State::Proposed | State::Negotiated(_) | State::Settled { .. } | State::Abandoned => {
+                None
+            }
+        };
+        self.resend.at.into_iter().chain(attempt).min()
     }
 
-    /// Sends again what was not answered in time. Calling it early is harmless.
+    /// Sends again what was not answered in time, and gives up a close together that takes too long.
+    /// Calling it early is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.close_timed_out(now);
         if self.resend.at.is_some_and(|at| at <= now) {
             self.send_pending(now);
         }
@@ -165,12 +182,17 @@ impl Payer {
         match message {
             Message::Accept(accept) => self.accepted(accept),
             Message::Depth(depth) => self.depth(depth, now),
-            Message::Refused(refused) => self.refused(refused),
-            Message::Open(_) | Message::Funding(_) | Message::Voucher(_) => {
-                Err(Error::Unexpected {
-                    kind: message.kind(),
-                })
-            }
+            Message::Refused(refused) => self.refused(refused, now),
+            Message::CloseAsk(_) => self.close_asked(),
+            Message::CloseAck(ack) => self.close_acked(*ack, now),
+            Message::CloseDone(done) => self.close_done(&done),
+            Message::Open(_)
+            | Message::Funding(_)
+            | Message::Voucher(_)
+            | Message::Close(_)
+            | Message::ClosePartial(_) => Err(Error::Unexpected {
+                kind: message.kind(),
+            }),
         }
     }
 
@@ -267,7 +289,10 @@ impl Payer {
         if is_new {
             funded.wants_limit = false;
         }
-        let (tranche, is_pending) = (funded.tranche.index(), funded.is_pending());
+        let tranche = funded.tranche.index();
+        // What is said of a close is answered by what is said of the close.
+        let is_pending = funded.is_pending() || funded.attempt.is_some();
+        let is_first = is_first && funded.attempt.is_none();
         if let Some(total) = caught_up {
             self.persist(Fact::Promised { tranche, total });
             self.notify(Event::CaughtUp { total });
@@ -284,7 +309,7 @@ impl Payer {
         Ok(())
     }
 
-    fn refused(&mut self, refused: Refused) -> Result<(), Error> {
+    fn refused(&mut self, refused: Refused, now: Instant) -> Result<(), Error> {
         let unexpected = Error::Unexpected {
             kind: Kind::Refused,
         };
@@ -302,6 +327,7 @@ impl Payer {
                     self.resend = Resend::default();
                 }
                 self.notify(Event::Refused { code });
+                self.close_refused(code, now);
                 Ok(())
             }
             State::Settled { contract, .. } if refused.subject == *contract.id().as_bytes() => {
@@ -321,8 +347,11 @@ impl Payer {
             self.notify(Event::Paid { total });
             return Ok(());
         }
-        if funded.spent.is_some() || funded.refund.is_some() || funded.chain == Chain::Conflicted {
+        if funded.is_ending() || funded.is_half_signed || funded.chain == Chain::Conflicted {
             return Err(PayError::NotOpen);
+        }
+        if funded.is_frozen() {
+            return Err(PayError::Closing);
         }
         if phase.ok_or(PayError::NoTip)? >= Phase::Stop {
             return Err(PayError::Stopped {
@@ -378,16 +407,20 @@ impl Payer {
             if is_buried {
                 self.settle();
             }
-        } else if let Some(refund) = &funded.refund {
-            self.outputs
-                .push_back(Output::Broadcast(Box::new(refund.clone())));
-        } else if phase == Some(Phase::Expired) {
+            return;
+        }
+        if let Some(end) = funded.refund.as_ref().or(funded.close.as_ref()) {
+            let end = Output::Broadcast(Box::new(end.clone()));
+            self.outputs.push_back(end);
+        }
+        if funded.refund.is_none() && phase == Some(Phase::Expired) {
             self.outputs.push_back(Output::Notify(Event::RefundDue));
         } else if funded.chain == Chain::Unconfirmed && phase < Some(Phase::Stop) {
             // No mempool may have taken it so far, or kept it: fees were high, or the source was away.
             self.outputs
                 .push_back(Output::Broadcast(Box::new(funded.funding.clone())));
         }
+        self.resume_close();
     }
 
     fn funding_dropped(&mut self) {
@@ -429,6 +462,7 @@ impl Payer {
             settlement,
             is_mined: height.is_some(),
         });
+        funded.attempt = None;
         self.resend = Resend::default();
         if is_news {
             self.notify(Event::Ending {
@@ -471,6 +505,7 @@ impl Payer {
         }
         let payout = funded.tranche.change_script();
         let tx = tx::refund(&funded.tranche, &self.keypair, payout, feerate)?;
+        funded.attempt = None;
         funded.refund = Some(tx.clone());
         let tx = Box::new(tx);
         self.persist(Fact::Refunding { tx: tx.clone() });
@@ -505,14 +540,17 @@ impl Payer {
     fn send_pending(&mut self, now: Instant) {
         let message = match &self.state {
             State::Proposed => Message::Open(self.open.clone()),
-            State::Funded(funded) if funded.spent.is_some() => return self.answered(),
-            State::Funded(funded) if funded.is_seen_by_payee && funded.promised > Amount::ZERO => {
-                match funded.tranche.sign(&self.keypair, funded.promised) {
-                    Ok(voucher) => Message::Voucher(voucher),
-                    Err(_) => return self.answered(),
+            State::Funded(funded) if funded.is_ending() => return self.answered(),
+            State::Funded(funded) => match &funded.attempt {
+                Some(attempt) => attempt.message(),
+                None if funded.is_seen_by_payee && funded.promised > Amount::ZERO => {
+                    match funded.tranche.sign(&self.keypair, funded.promised) {
+                        Ok(voucher) => Message::Voucher(voucher),
+                        Err(_) => return self.answered(),
+                    }
                 }
-            }
-            State::Funded(funded) => funded.message(),
+                None => funded.message(),
+            },
             State::Negotiated(_) | State::Settled { .. } | State::Abandoned => {
                 return self.answered();
             }

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use bitcoin::{Amount, Transaction};
 
+use crate::channel::message::{Close, CloseAck};
+use crate::channel::musig::{Nonce, PublicNonce};
 use crate::channel::params::Tranche;
 use crate::channel::payee::Output;
 use crate::channel::record::Settlement;
@@ -31,7 +33,36 @@ pub(super) struct Funded {
     pub(super) told_limit: Amount,
     pub(super) has_stopped: bool,
     pub(super) close: Option<Transaction>,
+    /// The attempt to close together that goes on. In memory only: a nonce is never written down.
+    pub(super) attempt: Option<Attempt>,
+    /// When the payer last began one.
+    pub(super) begun: Option<Instant>,
     pub(super) spent: Option<Spend>,
+}
+
+/// One attempt to close together.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// When it is given up.
+    pub(super) until: Instant,
+    /// Whether our operator wants it too, whatever the fee takes.
+    pub(super) is_ours: bool,
+    pub(super) step: Step,
+}
+
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The payer was asked to begin, and is asked again at that time.
+    Asked { again: Option<Instant> },
+    /// The payer has begun; the node is to say where the payout goes.
+    Wanted { close: Close },
+    /// The payer has the split.
+    Offered {
+        nonce: Nonce,
+        theirs: PublicNonce,
+        digest: [u8; 32],
+        ack: Box<CloseAck>,
+    },
 }
 
 /// What our chain source last said of the funding.
@@ -79,6 +110,8 @@ impl Funded {
             told_limit: Amount::ZERO,
             has_stopped: false,
             close: None,
+            attempt: None,
+            begun: None,
             spent: None,
         }
     }

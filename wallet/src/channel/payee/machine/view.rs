@@ -118,6 +118,7 @@ impl Payee {
         phase.is_some_and(|phase| phase < Phase::Stop)
             && funded.close.is_none()
             && funded.spent.is_none()
+            && !funded.is_frozen()
             && !funded.chain.is_lost()
     }
 

@@ -86,6 +86,14 @@ impl Payer {
                 funded.promised = total;
                 State::Funded(funded)
             }
+            (State::Funded(mut funded), Fact::Splitting { .. }) => {
+                funded.is_half_signed = true;
+                State::Funded(funded)
+            }
+            (State::Funded(mut funded), Fact::Closing { tx }) => {
+                funded.close = Some(*tx);
+                State::Funded(funded)
+            }
             (State::Funded(mut funded), Fact::Refunding { tx }) => {
                 funded.refund = Some(*tx);
                 State::Funded(funded)
@@ -114,12 +122,10 @@ impl Payer {
             State::Funded(funded) => {
                 let watch = funded.watch();
                 let funding = Output::Broadcast(Box::new(funded.funding.clone()));
-                let refund = funded
-                    .refund
-                    .clone()
-                    .map(|tx| Output::Broadcast(Box::new(tx)));
+                let end = funded.refund.as_ref().or(funded.close.as_ref());
+                let end = end.map(|tx| Output::Broadcast(Box::new(tx.clone())));
                 self.outputs.extend([watch, funding]);
-                self.outputs.extend(refund);
+                self.outputs.extend(end);
             }
         }
         self.send_pending(now);

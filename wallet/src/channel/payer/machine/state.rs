@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use bitcoin::{Amount, Transaction};
+use bitcoin::{Amount, FeeRate, Transaction};
 
-use crate::channel::message::{Funding, Message};
+use crate::channel::message::{Close, CloseAck, ClosePartial, Funding, Message};
+use crate::channel::musig::Nonce;
 use crate::channel::params::{Contract, Tranche};
 use crate::channel::payer::Output;
 use crate::channel::record::Settlement;
@@ -39,7 +40,29 @@ pub(super) struct Funded {
     pub(super) has_stopped: bool,
     pub(super) chain: Chain,
     pub(super) refund: Option<Transaction>,
+    /// The attempt to close together that goes on. In memory only: a nonce is never written down.
+    pub(super) attempt: Option<Attempt>,
+    /// Whether our half of a close was ever given away.
+    pub(super) is_half_signed: bool,
+    /// A close signed by both.
+    pub(super) close: Option<Transaction>,
     pub(super) spent: Option<Spend>,
+}
+
+/// One attempt to close together.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    /// Our estimate of the fee rate.
+    pub(super) feerate: FeeRate,
+    /// When it is given up.
+    pub(super) until: Instant,
+    pub(super) step: Step,
+}
+
+#[derive(Debug)]
+pub(super) enum Step {
+    Asked { nonce: Nonce, close: Close },
+    Signed { ack: CloseAck, half: ClosePartial },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +99,9 @@ impl Funded {
             has_stopped: false,
             chain: Chain::Unconfirmed,
             refund: None,
+            attempt: None,
+            is_half_signed: false,
+            close: None,
             spent: None,
         }
     }

@@ -42,9 +42,7 @@ impl Payer {
         match &self.state {
             State::Proposed => Stage::Proposed,
             State::Negotiated(_) => Stage::Negotiated,
-            State::Funded(funded) if funded.spent.is_some() || funded.refund.is_some() => {
-                Stage::Ending
-            }
+            State::Funded(funded) if funded.is_ending() || funded.is_half_signed => Stage::Ending,
             State::Funded(funded) => match funded.chain {
                 Chain::Unconfirmed => Stage::Funded,
                 Chain::Confirmed => Stage::Open,
@@ -95,8 +93,8 @@ impl Payer {
         match &self.state {
             State::Funded(funded)
                 if is_serving
-                    && funded.spent.is_none()
-                    && funded.refund.is_none()
+                    && !funded.is_ending()
+                    && !funded.is_frozen()
                     && funded.chain != Chain::Conflicted =>
             {
                 funded
@@ -107,6 +105,11 @@ impl Payer {
             }
             _ => Amount::ZERO,
         }
+    }
+
+    /// Whether we take everything back, rather than the payee or both close.
+    pub fn is_refunding(&self) -> bool {
+        matches!(&self.state, State::Funded(funded) if funded.refund.is_some())
     }
 
     /// How it ended, once that is buried.
