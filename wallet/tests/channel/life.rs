@@ -980,3 +980,27 @@ fn a_refusal_that_overtook_the_funding_does_not_keep_it_from_being_sent_again() 
         "{outputs:?}"
     );
 }
+
+#[test]
+fn a_funding_that_no_mempool_took_is_broadcast_again_with_every_block_until_it_is_mined() {
+    let mut payer = funded_payer(1_000);
+    let now = epoch();
+    let funding = funding_tx(contract().scripts().output(), CAPACITY);
+    let mut broadcasts = |input| {
+        payer.handle(input, now).unwrap();
+        let is_funding = |output: &payer::Output| match output {
+            payer::Output::Broadcast(tx) => **tx == funding,
+            _ => false,
+        };
+        drain_payer(&mut payer).iter().any(is_funding)
+    };
+    let tip = |height| payer::Input::TipChanged(BlockHeight::new(height));
+
+    assert!(broadcasts(tip(TIP.get() + 1)));
+    assert!(broadcasts(tip(TIP.get() + 2)));
+
+    broadcasts(payer::Input::FundingDepth { confirmations: 1 });
+    assert!(!broadcasts(tip(TIP.get() + 3)));
+    broadcasts(payer::Input::FundingDepth { confirmations: 0 });
+    assert!(!broadcasts(tip(EXPIRY.get() - 288)), "too late to be used");
+}
