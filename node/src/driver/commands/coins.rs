@@ -99,7 +99,18 @@ impl Handed {
 }
 
 impl Driver {
+    /// A new wallet begins where the chain stands when it is first seen: what was paid to it in
+    /// blocks before that would never be found, so until then it has no address.
     pub(super) fn receive_coins(&mut self) -> Outcome {
+        if !self.follows_chain && self.wallet.tip().height == 0 {
+            let chain = format!("chain.{}", self.config.chain.leads(self.network));
+            return Err(ApiError::new(
+                ErrorCode::Unhealthy,
+                "this wallet is new and has not seen the chain yet, so coins sent to it now could be missed",
+                format!("ask again in a moment; if it does not help, \"bitmesh status\" says whether {chain} answers"),
+            )
+            .retry_after_s(5));
+        }
         let address = self
             .wallet
             .receive_address()
