@@ -3,6 +3,9 @@
 //! Esplora and Electrum are asked through the servers of [`crate::servers`]. What only some sources
 //! can do is asked of those that [say](Sight) that they can.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use bitcoin::{Amount, BlockHash, FeeRate, Network, OutPoint, Transaction};
@@ -17,7 +20,7 @@ use bitmesh_wallet::chain::{
     Start, Verdict, funding_facts,
 };
 use bitmesh_wallet::keys::Keys;
-use bitmesh_wallet::onchain::{Payment, Value, Wallet};
+use bitmesh_wallet::onchain::{ChangesError, OpenError, Payment, Rebuilt, Value, Wallet};
 use tempfile::TempDir;
 
 use crate::bitcoind::{NOW, Purse, Regtest};
@@ -150,6 +153,20 @@ struct Listener {
     entropy: u8,
 }
 
+/// Opens a wallet that was open in this process until now. A child that another test starts in this
+/// moment holds the store's lock as well, until it has become another program.
+fn reopened(dir: &Path, keys: &Arc<Keys>) -> (Wallet, Option<Rebuilt>) {
+    for _ in 0..100 {
+        match Wallet::open(dir, Arc::clone(keys)) {
+            Err(OpenError::Changes(ChangesError::Locked { .. })) => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} stays locked", dir.display());
+}
+
 impl Listener {
     fn new(world: &World, entropy: u8) -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -185,8 +202,8 @@ impl Listener {
         } = self;
         wallet.persist().unwrap();
         drop(wallet);
-        let keys = Keys::from_entropy(&[entropy; 16], Network::Regtest);
-        let (mut wallet, rebuilt) = Wallet::open(dir.path(), keys.into()).unwrap();
+        let keys = Arc::new(Keys::from_entropy(&[entropy; 16], Network::Regtest));
+        let (mut wallet, rebuilt) = reopened(dir.path(), &keys);
         assert_eq!(rebuilt, None);
         let watcher = Watcher::restore(&watcher.snapshot()).unwrap();
         let mut told = wallet.start().locator;
