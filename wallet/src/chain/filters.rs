@@ -8,7 +8,7 @@
 //! There is no mempool to see: what is unconfirmed is unknown, and a broadcast that nobody relays
 //! looks like any other. So [`Sight::Blocks`], and the zero-conf limit is zero here.
 //!
-//! A [`Light`] node of the crate `bip157` does the talking, on a thread of its own with an async
+//! A `Light` node of the crate `bip157` does the talking, on a thread of its own with an async
 //! runtime of its own; nothing of that is seen outside of this module.
 
 use std::collections::HashSet;
