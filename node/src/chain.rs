@@ -5,6 +5,7 @@
 //! driver is busy, the chain waits, so a first sync of many blocks needs the memory of a few.
 
 use std::sync::mpsc as blocking;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -91,7 +92,12 @@ pub(crate) enum ChainUpdate {
 #[derive(Debug)]
 pub(crate) struct Chain {
     commands: blocking::SyncSender<ChainCommand>,
+    missed: Missed,
 }
+
+/// Scripts to watch that the queue had no room for, each with the height to watch from. Nobody would
+/// ask for them again, so they are kept; there are no more of them than this node has scripts.
+type Missed = Arc<Mutex<Vec<(u32, Vec<ScriptBuf>)>>>;
 
 impl Chain {
     /// Starts the thread. `updates` should hold few: each may carry a block.
@@ -107,7 +113,9 @@ impl Chain {
         updates: mpsc::Sender<ChainUpdate>,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = blocking::sync_channel(COMMANDS);
+        let missed = Missed::default();
         let mut watch = Watch {
+            missed: Arc::clone(&missed),
             source,
             clock,
             every,
@@ -121,14 +129,24 @@ impl Chain {
         thread::Builder::new()
             .name("chain".to_owned())
             .spawn(move || watch.run(&inbox))?;
-        Ok(Self { commands })
+        Ok(Self { commands, missed })
     }
 
-    /// Queues a command. If the thread is so far behind that the queue is full, the command is
-    /// dropped with a warning: every transaction that matters is broadcast again after each block.
+    /// Queues a command. If the thread is so far behind that the queue is full, scripts to watch are
+    /// kept aside for it, and anything else is dropped with a warning: every transaction that matters is
+    /// broadcast again after each block.
     pub(crate) fn ask(&self, command: ChainCommand) {
-        if self.commands.try_send(command).is_err() {
-            warn!("the chain thread is behind; a request to it was dropped and will be repeated");
+        match self.commands.try_send(command) {
+            Ok(()) => {}
+            Err(blocking::TrySendError::Full(ChainCommand::Watch { from, scripts })) => {
+                let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+                missed.push((from, scripts));
+            }
+            Err(_) => {
+                warn!(
+                    "the chain thread is behind; a request to it was dropped and will be repeated"
+                );
+            }
         }
     }
 }
@@ -138,6 +156,7 @@ struct Gone;
 
 struct Watch {
     source: Box<dyn ChainSource>,
+    missed: Missed,
     clock: Clock,
     every: Duration,
     updates: mpsc::Sender<ChainUpdate>,
@@ -153,6 +172,11 @@ struct Watch {
 impl Watch {
     fn run(&mut self, inbox: &blocking::Receiver<ChainCommand>) {
         loop {
+            let missed =
+                std::mem::take(&mut *self.missed.lock().unwrap_or_else(PoisonError::into_inner));
+            for (from, scripts) in missed {
+                self.source.watch(from, &scripts);
+            }
             let looked = if self.follows {
                 self.look()
             } else {
@@ -312,5 +336,104 @@ impl Watch {
 
     fn report(&self, update: ChainUpdate) -> Result<(), Gone> {
         self.updates.blocking_send(update).map_err(|_| Gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitmesh_wallet::chain::{Accepted, ConfirmedOutput, Verdict};
+
+    use super::*;
+
+    /// A source whose first answer takes until it is let go, and that tells which scripts it is to
+    /// watch.
+    struct Slow {
+        gate: blocking::Receiver<()>,
+        watched: blocking::Sender<ScriptBuf>,
+    }
+
+    const DOWN: &str = "not asked in this test";
+
+    impl ChainSource for Slow {
+        fn name(&self) -> String {
+            "slow".to_owned()
+        }
+
+        fn sight(&self) -> Sight {
+            Sight::Everything
+        }
+
+        fn poll(&mut self, _now: u64) -> Result<Vec<ChainEvent>, ChainError> {
+            Ok(Vec::new())
+        }
+
+        fn restart(&mut self, _start: Start) {}
+
+        fn watch(&mut self, _from: u32, scripts: &[ScriptBuf]) {
+            for script in scripts {
+                self.watched.send(script.clone()).unwrap();
+            }
+        }
+
+        fn look_again(&mut self, _: &[Txid], _: &[OutPoint]) -> Result<(), ChainError> {
+            Ok(())
+        }
+
+        fn broadcast(&self, _: &Transaction) -> Result<Accepted, BroadcastError> {
+            unreachable!("{DOWN}")
+        }
+
+        fn broadcast_package(&self, _: &[Transaction]) -> Result<(), BroadcastError> {
+            unreachable!("{DOWN}")
+        }
+
+        fn test_accept(&self, _: &Transaction) -> Result<Verdict, ChainError> {
+            unreachable!("{DOWN}")
+        }
+
+        fn feerate(&self, _: u16) -> Result<FeeRate, ChainError> {
+            unreachable!("{DOWN}")
+        }
+
+        fn tip(&self) -> Result<Tip, ChainError> {
+            let _ = self.gate.recv();
+            Err(ChainError::Blind {
+                node: self.name(),
+                what: "where it stands",
+            })
+        }
+
+        fn block_at(&self, _: u32) -> Result<Option<BlockId>, ChainError> {
+            unreachable!("{DOWN}")
+        }
+
+        fn confirmed_output(&self, _: &OutPoint) -> Result<Option<ConfirmedOutput>, ChainError> {
+            unreachable!("{DOWN}")
+        }
+    }
+
+    #[test]
+    fn no_script_to_watch_is_lost_while_the_source_is_slow() {
+        let (open, gate) = blocking::channel();
+        let (watched, seen) = blocking::channel();
+        let (updates, _listener) = mpsc::channel(8);
+        let source = Box::new(Slow { gate, watched });
+        let every = Duration::from_millis(1);
+        let chain = Chain::start(source, Clock, every, None, updates).unwrap();
+        let scripts: Vec<_> = (0..2 * COMMANDS)
+            .map(|index| ScriptBuf::from_bytes(index.to_be_bytes().to_vec()))
+            .collect();
+        for script in &scripts {
+            let scripts = vec![script.clone()];
+            chain.ask(ChainCommand::Watch { from: 0, scripts });
+        }
+        drop(open);
+
+        let patience = Duration::from_secs(10);
+        let mut found: Vec<_> = (0..scripts.len())
+            .map(|_| seen.recv_timeout(patience).expect("a script was lost"))
+            .collect();
+        found.sort();
+        assert_eq!(found, scripts);
     }
 }

@@ -65,6 +65,8 @@ use thiserror::Error;
 
 pub use bdk_wallet::chain::BlockId;
 
+pub use self::server::ServerConfig;
+
 pub mod bitcoind;
 pub mod checked;
 pub mod electrum;

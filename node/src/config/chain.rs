@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use bitcoin::FeeRate;
 use bitmesh_market::envelope::Network;
-use bitmesh_wallet::chain::{electrum, esplora, filters};
+use bitmesh_wallet::chain::electrum::Electrum;
+use bitmesh_wallet::chain::esplora::Esplora;
+use bitmesh_wallet::chain::{ServerConfig, filters};
 use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
@@ -217,14 +219,10 @@ impl Chain {
                 let check = self.filters_config(network, None).check();
                 check.or_else(|reason| refuse("chain.filters.peers", reason))
             }
-            Source::Esplora => {
-                let check = self.esplora_config(network, None).check();
-                check.or_else(|reason| refuse("chain.esplora.url", reason))
-            }
-            Source::Electrum => {
-                let check = self.electrum_config(network, None).check();
-                check.or_else(|reason| refuse("chain.electrum.url", reason))
-            }
+            Source::Esplora => Esplora::check(&self.esplora.url)
+                .or_else(|reason| refuse("chain.esplora.url", reason)),
+            Source::Electrum => Electrum::check(&self.electrum.url)
+                .or_else(|reason| refuse("chain.electrum.url", reason)),
         }
     }
 
@@ -238,32 +236,6 @@ impl Chain {
             network: words::bitcoin_network(network),
             peers: self.filters.peers.clone(),
             agreeing: self.filters.agreeing,
-            fallback_feerate,
-        }
-    }
-
-    /// The Esplora server, in the wallet's words.
-    pub(crate) fn esplora_config(
-        &self,
-        network: Network,
-        fallback_feerate: Option<FeeRate>,
-    ) -> esplora::Config {
-        esplora::Config {
-            url: self.esplora.url.clone(),
-            network: words::bitcoin_network(network),
-            fallback_feerate,
-        }
-    }
-
-    /// The Electrum server, in the wallet's words.
-    pub(crate) fn electrum_config(
-        &self,
-        network: Network,
-        fallback_feerate: Option<FeeRate>,
-    ) -> electrum::Config {
-        electrum::Config {
-            url: self.electrum.url.clone(),
-            network: words::bitcoin_network(network),
             fallback_feerate,
         }
     }
@@ -282,6 +254,21 @@ fn host_of(address: &str) -> Option<IpAddr> {
         .strip_prefix('[')
         .and_then(|inner| inner.strip_suffix(']'));
     bare.unwrap_or(host).parse().ok()
+}
+
+impl Server {
+    /// The server, in the wallet's words.
+    pub(crate) fn config(
+        &self,
+        network: Network,
+        fallback_feerate: Option<FeeRate>,
+    ) -> ServerConfig {
+        ServerConfig {
+            url: self.url.clone(),
+            network: words::bitcoin_network(network),
+            fallback_feerate,
+        }
+    }
 }
 
 impl Bitcoind {

@@ -418,12 +418,12 @@ fn one_source(config: &Config, source: Source) -> Result<Box<dyn ChainSource>, S
             Box::new(filters.map_err(refused("chain.filters"))?)
         }
         Source::Esplora => {
-            let esplora = chain.esplora_config(network, fallback);
+            let esplora = chain.esplora.config(network, fallback);
             let esplora = Esplora::new(&esplora, Start::default());
             Box::new(esplora.map_err(refused("chain.esplora"))?)
         }
         Source::Electrum => {
-            let electrum = chain.electrum_config(network, fallback);
+            let electrum = chain.electrum.config(network, fallback);
             let electrum = Electrum::new(&electrum, Start::default());
             Box::new(electrum.map_err(refused("chain.electrum"))?)
         }

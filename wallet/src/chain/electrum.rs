@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::follow::{Follower, Node};
-use super::server::{WORDS, check_genesis, feerate_of, refused};
+use super::server::{ServerConfig, WORDS, check_genesis, feerate_of, refused};
 use super::wire::{Link, Place, invalid, read_line};
 use super::{
     Accepted, BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, ConfirmedOutput, Sight,
@@ -48,28 +48,6 @@ const SPENDERS_READ: usize = 200;
 const HEADERS_AT_ONCE: u32 = 500;
 const FAR_BEHIND: u32 = 1_000;
 
-/// Which server, and what is expected of it.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where it listens: `ssl://electrum.example:50002`, or `tcp://` within one's own network.
-    pub url: String,
-    /// The network it must be on.
-    pub network: Network,
-    /// What to pay while the server has no estimate. `None` makes that an error.
-    pub fallback_feerate: Option<FeeRate>,
-}
-
-impl Config {
-    /// Whether the address can be used.
-    ///
-    /// # Errors
-    ///
-    /// Says what is wrong with it.
-    pub fn check(&self) -> Result<(), String> {
-        place(&self.url).map(|_| ())
-    }
-}
-
 fn place(url: &str) -> Result<Place, String> {
     Place::parse(url, [("tcp", None), ("ssl", Some(50_002))])
 }
@@ -82,12 +60,21 @@ pub struct Electrum {
 }
 
 impl Electrum {
+    /// Whether the address of a server can be used.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it.
+    pub fn check(url: &str) -> Result<(), String> {
+        place(url).map(|_| ())
+    }
+
     /// A source that tells the chain from `start` on.
     ///
     /// # Errors
     ///
     /// Says what is wrong with the address.
-    pub fn new(config: &Config, start: Start) -> Result<Self, String> {
+    pub fn new(config: &ServerConfig, start: Start) -> Result<Self, String> {
         let mut source = Self {
             server: Server {
                 place: place(&config.url)?,

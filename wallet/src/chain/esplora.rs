@@ -20,7 +20,7 @@ use serde_json::json;
 
 use self::http::{Answer, Http};
 use super::follow::{Follower, Node};
-use super::server::{WORDS, check_genesis, feerate_of, refused};
+use super::server::{ServerConfig, WORDS, check_genesis, feerate_of, refused};
 use super::wire::Place;
 use super::{
     Accepted, BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, ConfirmedOutput, Sight,
@@ -42,28 +42,6 @@ const SCRIPTS_PER_LOOK: usize = 32;
 /// Unconfirmed transactions of ours that are followed at once. More would be an attack.
 const MOST_UNCONFIRMED: usize = 2_000;
 
-/// Which server, and what is expected of it.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where its API is: `https://blockstream.info/api`, or `http://` within one's own network.
-    pub url: String,
-    /// The network it must be on.
-    pub network: Network,
-    /// What to pay while the server has no estimate. `None` makes that an error.
-    pub fallback_feerate: Option<FeeRate>,
-}
-
-impl Config {
-    /// Whether the address can be used.
-    ///
-    /// # Errors
-    ///
-    /// Says what is wrong with it.
-    pub fn check(&self) -> Result<(), String> {
-        place(&self.url).map(|_| ())
-    }
-}
-
 fn place(url: &str) -> Result<Place, String> {
     Place::parse(url, [("http", Some(80)), ("https", Some(443))])
 }
@@ -76,12 +54,21 @@ pub struct Esplora {
 }
 
 impl Esplora {
+    /// Whether the address of a server can be used.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with it.
+    pub fn check(url: &str) -> Result<(), String> {
+        place(url).map(|_| ())
+    }
+
     /// A source that tells the chain from `start` on.
     ///
     /// # Errors
     ///
     /// Says what is wrong with the address.
-    pub fn new(config: &Config, start: Start) -> Result<Self, String> {
+    pub fn new(config: &ServerConfig, start: Start) -> Result<Self, String> {
         let mut source = Self {
             server: Server {
                 http: Http::new(place(&config.url)?),

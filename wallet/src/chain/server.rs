@@ -6,6 +6,18 @@ use super::bitcoind::{self, Refusal, sort_refusal};
 use super::wire::Place;
 use super::{Accepted, BroadcastError, ChainError, Rejection};
 
+/// Which server, and what is expected of it.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where it is: `https://blockstream.info/api` for Esplora, `ssl://electrum.example:50002` for
+    /// Electrum; `http://` and `tcp://` within one's own network.
+    pub url: String,
+    /// The network it must be on.
+    pub network: Network,
+    /// What to pay while the server has no estimate. `None` makes that an error.
+    pub fallback_feerate: Option<FeeRate>,
+}
+
 /// The most that is believed of an estimate, in sat/vB: twice what was ever paid.
 const HIGHEST_ESTIMATE: f64 = 10_000.0;
 

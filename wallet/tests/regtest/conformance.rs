@@ -11,13 +11,13 @@ use std::time::Duration;
 use bitcoin::{Amount, BlockHash, FeeRate, Network, OutPoint, Transaction};
 use bitmesh_wallet::chain::bitcoind::Bitcoind;
 use bitmesh_wallet::chain::checked::Checked;
-use bitmesh_wallet::chain::electrum::{self, Electrum};
-use bitmesh_wallet::chain::esplora::{self, Esplora};
+use bitmesh_wallet::chain::electrum::Electrum;
+use bitmesh_wallet::chain::esplora::Esplora;
 use bitmesh_wallet::chain::filters::{self, Filters};
 use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
 use bitmesh_wallet::chain::{
-    Accepted, BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, RejectReason, Sight,
-    Start, Verdict, funding_facts,
+    Accepted, BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, RejectReason,
+    ServerConfig, Sight, Start, Verdict, funding_facts,
 };
 use bitmesh_wallet::keys::Keys;
 use bitmesh_wallet::onchain::{ChangesError, OpenError, Payment, Rebuilt, Value, Wallet};
@@ -87,25 +87,16 @@ impl World {
             };
             Box::new(Bitcoind::new(config, start))
         };
-        let esplora = |start| {
-            let config = esplora::Config {
-                url: url.clone(),
-                network,
-                fallback_feerate,
-            };
-            Box::new(Esplora::new(&config, start).unwrap())
+        let server = ServerConfig {
+            url,
+            network,
+            fallback_feerate,
         };
+        let esplora = |start| Box::new(Esplora::new(&server, start).unwrap());
         match self.kind {
             Kind::Bitcoind => bitcoind(start),
             Kind::Esplora => esplora(start),
-            Kind::Electrum => {
-                let config = electrum::Config {
-                    url,
-                    network,
-                    fallback_feerate,
-                };
-                Box::new(Electrum::new(&config, start).unwrap())
-            }
+            Kind::Electrum => Box::new(Electrum::new(&server, start).unwrap()),
             Kind::Filters => {
                 let config = filters::Config {
                     network,
