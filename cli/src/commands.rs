@@ -9,6 +9,7 @@ mod manual;
 mod market;
 mod money;
 mod node;
+mod passphrase;
 mod testnet;
 mod watch;
 

@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::paths::{Paths, create_private_dir};
 use crate::records::{Codec, Kind, RestoredRecord};
 use crate::settings;
-use crate::words::{self, WordsFileError};
+use crate::words::{self, Passphrase, WordsFileError};
 
 const MAGIC: [u8; 8] = *b"bitmeshb";
 const VERSION: u32 = 1;
@@ -133,14 +133,20 @@ pub struct Summary {
     pub open_channels: usize,
 }
 
-/// Writes a backup of the node at `paths` to a new file. The node may run: what it writes down
+/// Writes a backup of the node at `paths` to a new file. `passphrase` is the one of its words, if they
+/// are under one; the backup is not. The node may run: what it writes down
 /// meanwhile is in the next one.
 ///
 /// # Errors
 ///
 /// See [`BackupError`]. A damaged journal is not backed up: it would pass for a good one.
-pub fn create(paths: &Paths, network: Network, to: &Path) -> Result<Summary, BackupError> {
-    let (keys, birth_height) = words::load(paths, network)?;
+pub fn create(
+    paths: &Paths,
+    network: Network,
+    passphrase: Option<&Passphrase>,
+    to: &Path,
+) -> Result<Summary, BackupError> {
+    let (keys, birth_height) = words::load(paths, network, passphrase)?;
     let mut journal = read_if_there(&paths.journal())?.unwrap_or_else(|| format::HEADER.to_vec());
     // The last record may be half written as yet.
     let whole = intact(&journal)?.1;
@@ -171,7 +177,7 @@ pub fn verify(file: &Path, keys: &Keys) -> Result<Summary, BackupError> {
 }
 
 /// Makes a node out of a backup and its words, in a data directory that has no journal. Words that are
-/// there already have to be the same.
+/// there already have to be the same. `passphrase` is the one that they are under, or else are put under.
 ///
 /// What happened after the backup was made is found out from the chain and from the peers: channels
 /// funded since by [`Wallet::lost_fundings`](bitmesh_wallet::onchain::Wallet::lost_fundings), vouchers
@@ -185,6 +191,7 @@ pub fn restore(
     keys: &Keys,
     paths: &Paths,
     network: Network,
+    passphrase: Option<&Passphrase>,
 ) -> Result<Summary, BackupError> {
     let contents = open(file, keys)?;
     if contents.network != network.to_string() {
@@ -199,11 +206,12 @@ pub fn restore(
     if journal.exists() {
         return Err(BackupError::Exists(journal));
     }
-    match words::load(paths, network) {
+    match words::load(paths, network, passphrase) {
         Ok((there, _)) if words::node_id(&there) == words::node_id(keys) => {}
         Ok(_) => return Err(BackupError::Exists(paths.words())),
         Err(WordsFileError::Missing(_)) => {
-            words::restore(paths, keys, contents.birth_height.unwrap_or(0))?;
+            let birth_height = contents.birth_height.unwrap_or(0);
+            words::restore(paths, keys, birth_height, passphrase)?;
         }
         Err(error) => return Err(error.into()),
     }
@@ -408,14 +416,14 @@ mod tests {
 
     fn backup(folder: &Path) -> (Keys, PathBuf) {
         let paths = node(folder);
-        let keys = words::create(&paths, Network::Regtest).unwrap();
+        let keys = words::create(&paths, Network::Regtest, None).unwrap();
         let (mut journal, _, _) = Journal::open(paths.journal()).unwrap();
         journal
             .append(200, b"something of a later version")
             .unwrap();
         drop(journal);
         let file = folder.join("backup");
-        create(&paths, Network::Regtest, &file).unwrap();
+        create(&paths, Network::Regtest, None, &file).unwrap();
         (keys, file)
     }
 
@@ -426,10 +434,10 @@ mod tests {
         let (keys, file) = backup(old.path());
         let paths = node(&new.path().join("node"));
 
-        let restored = restore(&file, &keys, &paths, Network::Regtest).unwrap();
+        let restored = restore(&file, &keys, &paths, Network::Regtest, None).unwrap();
 
         assert_eq!(restored.records, 1);
-        let (there, _) = words::load(&paths, Network::Regtest).unwrap();
+        let (there, _) = words::load(&paths, Network::Regtest, None).unwrap();
         assert_eq!(words::node_id(&there), words::node_id(&keys));
         let (_, entries, _) = Journal::open(paths.journal()).unwrap();
         assert_eq!(entries[0], (200, b"something of a later version".to_vec()));
@@ -444,7 +452,7 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
         }
         // Never twice: the second would be older than what the first has become.
-        let again = restore(&file, &keys, &paths, Network::Regtest);
+        let again = restore(&file, &keys, &paths, Network::Regtest, None);
         assert!(matches!(again, Err(BackupError::Exists(_))));
     }
 
@@ -478,21 +486,26 @@ mod tests {
         let (folder, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (keys, file) = backup(folder.path());
         let paths = node(folder.path());
-        let again = create(&paths, Network::Regtest, &file);
+        let again = create(&paths, Network::Regtest, None, &file);
         assert!(matches!(again, Err(BackupError::Exists(_))));
 
         let theirs = node(new.path());
-        words::create(&theirs, Network::Regtest).unwrap();
-        let refused = restore(&file, &keys, &theirs, Network::Regtest);
+        words::create(&theirs, Network::Regtest, None).unwrap();
+        let refused = restore(&file, &keys, &theirs, Network::Regtest, None);
         assert!(matches!(refused, Err(BackupError::Exists(path)) if path == theirs.words()));
         assert!(!theirs.journal().exists());
-        let refused = restore(&file, &keys, &theirs, Network::Signet);
+        let refused = restore(&file, &keys, &theirs, Network::Signet, None);
         assert!(matches!(refused, Err(BackupError::Network { .. })));
 
         let mut bytes = std::fs::read(paths.journal()).unwrap();
         bytes[30] ^= 1;
         std::fs::write(paths.journal(), bytes).unwrap();
-        let refused = create(&paths, Network::Regtest, &folder.path().join("second"));
+        let refused = create(
+            &paths,
+            Network::Regtest,
+            None,
+            &folder.path().join("second"),
+        );
         assert!(matches!(refused, Err(BackupError::Journal(_))));
         assert!(!folder.path().join("second").exists());
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bitmesh_node::control::api::{Channel, ChannelState};
+use bitmesh_node::control::api::{Buy, Channel, ChannelState};
 use bitmesh_tests::{PATIENCE, World, bitmesh, wait};
 
 use crate::accounts::{FINAL, MB, buy, buyer, file, seller, slow_seller};
@@ -89,6 +89,59 @@ async fn the_words_alone_find_a_channel_and_bring_its_money_back_after_expiry() 
     let again = world.node_mut("bob").start_again().await;
     again.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(world.channels("bob").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_whose_words_are_under_a_passphrase_starts_with_it_alone_and_goes_on_selling() {
+    let mut world = World::start([slow_seller("alice"), buyer("bob")]).await;
+    let lease = buy(&world, "bob", 20 * MB).await;
+    world.fetch("bob", file(5 * MB, 1)).await;
+    crate::accounts::close(&world, "bob", "alice", &lease.id).await;
+    let sold = world.channels("alice").await.remove(0);
+    let folder = world.node("alice").folder().to_owned();
+    let plain = fs::read_to_string(folder.join("words.txt")).unwrap();
+    let passphrase = folder.with_extension("passphrase");
+    fs::write(&passphrase, "correct horse battery staple\n").unwrap();
+
+    world.node_mut("alice").kill().unwrap();
+    let set = Command::new(bitmesh())
+        .arg("--datadir")
+        .arg(&folder)
+        .args(["wallet", "passphrase", "set", "--passphrase-file"])
+        .arg(&passphrase)
+        .output()
+        .unwrap();
+    assert!(set.status.success(), "{set:?}");
+    let refused = world.node_mut("alice").start_again().await;
+    assert!(refused.is_err(), "it started without its passphrase");
+    let node = world.node_mut("alice");
+    node.set_env("BITMESH_PASSPHRASE_FILE", &passphrase);
+    // Twice: a start with a passphrase leaves nothing behind that a second could do without.
+    for _ in 0..2 {
+        let again = node.start_again().await;
+        again.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    let sealed = fs::read_to_string(folder.join("words.txt")).unwrap();
+    assert!(sealed.starts_with("bitmesh sealed words 1\n"), "{sealed}");
+    for word in plain.lines().next().unwrap().split(' ') {
+        assert!(!sealed.split_whitespace().any(|it| it == word), "{word}");
+    }
+    // The buyer may have to find it again first.
+    let bought = wait::until_async(PATIENCE, "the second lease", || async {
+        let request = Buy {
+            bytes: Some(20 * MB),
+            ..Buy::default()
+        };
+        world.node("bob").ask(request).await.ok()
+    });
+    let bought = bought.await.unwrap_or_else(|late| panic!("{late}"));
+    let lease = bought.lease.unwrap();
+    world.fetch("bob", file(5 * MB, 2)).await;
+    crate::accounts::close(&world, "bob", "alice", &lease.id).await;
+    let again = world.channels("alice").await.remove(0);
+    assert_eq!(again.id, sold.id);
+    assert!(again.paid_sat > sold.paid_sat, "{again:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

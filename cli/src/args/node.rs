@@ -10,6 +10,12 @@ pub struct InitArgs {
     /// Restore name and on-chain coins from the twelve words in this file; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub words_file: Option<PathBuf>,
+    /// Keep the words under a passphrase, which is asked for twice
+    #[arg(long, conflicts_with = "passphrase_file")]
+    pub passphrase: bool,
+    /// Keep the words under the passphrase in this file; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
     /// Block from which a restored wallet looks for its coins [default: the first]
     #[arg(long, value_name = "HEIGHT", requires = "words_file")]
     pub birth_height: Option<u32>,
@@ -18,9 +24,26 @@ pub struct InitArgs {
     pub settings: Vec<String>,
 }
 
+/// Where the passphrase of the words is found.
+#[derive(Debug, Args)]
+pub struct UnlockArgs {
+    /// Read the passphrase of the words from this file; `-` reads standard input
+    #[arg(
+        long,
+        global = true,
+        env = "BITMESH_PASSPHRASE_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub passphrase_file: Option<PathBuf>,
+}
+
 /// Arguments of `backup`.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: BackupCommand,
@@ -76,6 +99,9 @@ pub struct UpArgs {
     /// How long to wait for the daemon to be ready
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     pub wait: super::Span,
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
 }
 
 /// Arguments of `daemon`.
@@ -99,6 +125,9 @@ pub struct DaemonArgs {
         hide_env_values = true
     )]
     pub log: Option<String>,
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
     /// Leave the terminal that started it
     #[arg(long, hide = true)]
     pub background: bool,

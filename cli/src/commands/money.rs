@@ -35,6 +35,7 @@ pub(super) fn wallet(context: &Context, command: WalletCommand) -> Result<(), Fa
             Ok(context.out.reply(&transactions, render::transactions)?)
         }
         WalletCommand::Backup => backup(context),
+        WalletCommand::Passphrase(args) => super::passphrase::run(context, args.command),
     }
 }
 

@@ -42,7 +42,7 @@ use crate::payments::{Payments, Policy};
 use crate::records::{
     Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, RestoredRecord, WrittenOffRecord,
 };
-use crate::words::{self, WordsFileError};
+use crate::words::{self, Passphrase, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
 const CHAIN_UPDATES: usize = 8;
@@ -97,7 +97,8 @@ pub enum StartError {
 }
 
 /// Runs a node until `shutdown` is cancelled or a caller asks it to stop. `ready` is called once,
-/// when the journal is replayed and the control socket answers.
+/// when the journal is replayed and the control socket answers. `passphrase` is that of the words, if
+/// they are under one; it is forgotten once they are read.
 ///
 /// # Errors
 ///
@@ -105,11 +106,13 @@ pub enum StartError {
 pub async fn run(
     config: Config,
     paths: &Paths,
+    passphrase: Option<Passphrase>,
     shutdown: CancellationToken,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let _lock = Lock::acquire(paths)?;
-    let (keys, birth_height) = words::load(paths, config.network)?;
+    let (keys, birth_height) = words::load(paths, config.network, passphrase.as_ref())?;
+    drop(passphrase);
     let keys = Arc::new(keys);
     let mut journal = Journal::open(paths.journal())?;
     let (file, entries, _) = &mut journal;
