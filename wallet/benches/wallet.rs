@@ -9,6 +9,7 @@
     reason = "a benchmark that cannot go on has failed"
 )]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -22,14 +23,16 @@ use bitmesh_wallet::channel::message::{Accept, Funding, Message, Open};
 use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, Tranche, genesis};
 use bitmesh_wallet::channel::payee::{Acceptance, Input, Output, Payee};
 use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
-use bitmesh_wallet::channel::{PartyId, TrancheIndex};
+use bitmesh_wallet::channel::{PartyId, ProposalId, TrancheIndex};
 use bitmesh_wallet::store::Journal;
 use criterion::{BatchSize, Criterion, Throughput};
 
 const CAPACITY: Amount = Amount::from_sat(10_000_000);
 const TIP: BlockHeight = BlockHeight::new(800_000);
-/// Vouchers that share one sync, as when they come faster than a tenth of a second allows.
+/// Vouchers that share one sync, as when a hundred of one sat come within five milliseconds.
 const GROUP: u64 = 100;
+/// Records of a journal that is recovered.
+const RECORDS: usize = 1_000_000;
 
 fn keypair(seed: u8) -> Keypair {
     let secret = SecretKey::from_slice(&[seed; 32]).unwrap();
@@ -352,6 +355,41 @@ fn goals() {
     }
 }
 
+/// Reads a journal of [`RECORDS`] vouchers on a thousand channels, decodes each, and sorts them by
+/// channel, as a node that starts does.
+fn recovery() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal");
+    let (mut journal, _, _) = Journal::open(&path).unwrap();
+    let voucher = tranche()
+        .sign(&keypair(1), Amount::from_sat(5_000))
+        .unwrap();
+    for index in 0..RECORDS {
+        let mut proposal = [7; 32];
+        proposal[..2].copy_from_slice(&((index % 1_000) as u16).to_be_bytes());
+        let fact = Fact::Held {
+            tranche: voucher.tranche,
+            total: Amount::from_sat(index as u64),
+            signature: voucher.signature,
+        };
+        let proposal = ProposalId::from_bytes(proposal);
+        let record = Record { proposal, fact }.to_bytes();
+        journal.append_deferred(JOURNAL_KIND, &record).unwrap();
+    }
+    journal.sync().unwrap();
+    drop(journal);
+    let took = timed(|| {
+        let (_journal, entries, _) = Journal::open(&path).unwrap();
+        let mut channels: BTreeMap<ProposalId, Vec<Record>> = BTreeMap::new();
+        for (_, bytes) in entries {
+            let record = Record::from_bytes(&bytes).unwrap();
+            channels.entry(record.proposal).or_default().push(record);
+        }
+        assert_eq!(black_box(channels).len(), 1_000);
+    });
+    println!("{RECORDS} records recovered in {took:.2?} (goal 5 s)");
+}
+
 fn main() {
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
@@ -362,4 +400,5 @@ fn main() {
     journal(&mut criterion);
     criterion.final_summary();
     goals();
+    recovery();
 }

@@ -245,6 +245,8 @@ async fn open(
         moment: None,
         folding: Arc::new(Semaphore::new(1)),
         together: Vec::new(),
+        standing: Default::default(),
+        held: BTreeMap::new(),
         broken: false,
         next_tick: now,
         config,
@@ -288,18 +290,20 @@ impl Driver {
         let now = self.clock.now();
         let broken = |what: String| StartError::Records(what);
         let mut channels: Vec<(ProposalId, Vec<Record>)> = Vec::new();
+        let mut by_proposal: BTreeMap<ProposalId, usize> = BTreeMap::new();
         let mut leases: Vec<(Lease, Role, Vec<session::Record>)> = Vec::new();
         let mut by_lease: BTreeMap<LeaseId, usize> = BTreeMap::new();
         for (index, (kind, bytes)) in entries.into_iter().enumerate() {
             let unreadable = || broken(format!("record {index} of kind {kind} cannot be read"));
             if kind == JOURNAL_KIND {
                 let record = Record::from_bytes(&bytes).map_err(|_| unreadable())?;
-                match channels
-                    .iter_mut()
-                    .find(|(proposal, _)| *proposal == record.proposal)
-                {
+                let at = by_proposal.get(&record.proposal).copied();
+                match at.and_then(|at| channels.get_mut(at)) {
                     Some((_, records)) => records.push(record),
-                    None => channels.push((record.proposal, vec![record])),
+                    None => {
+                        by_proposal.insert(record.proposal, channels.len());
+                        channels.push((record.proposal, vec![record]));
+                    }
                 }
             } else if kind == Kind::Lease as u8 {
                 let record = LeaseRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
