@@ -19,8 +19,8 @@ pub use self::{
         RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
     },
     money::{
-        ChannelCloseArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, PassphraseArgs,
-        PassphraseCommand, SendArgs, WalletArgs, WalletCommand,
+        ChannelCloseArgs, ChannelRefundArgs, ChannelsArgs, ChannelsCommand, EarningsArgs,
+        PassphraseArgs, PassphraseCommand, SendArgs, WalletArgs, WalletCommand,
     },
     node::{
         ApiArgs, BackupArgs, BackupCommand, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs,
@@ -254,10 +254,11 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
   bitmesh wallet receive
   bitmesh wallet send bcrt1q… 50000sat --dry-run")]
     Wallet(WalletArgs),
-    /// List payment channels, or close one
+    /// List payment channels, show one, close or refund
     #[command(after_help = "Examples:
   bitmesh channels
-  bitmesh channels close 90bc")]
+  bitmesh channels show 90bc
+  bitmesh channels close --all")]
     Channels(ChannelsArgs),
     /// Show what was earned and spent: by lease, by channel, and on chain
     #[command(after_help = "Examples:

@@ -8,9 +8,9 @@ use std::sync::mpsc as blocking;
 use std::thread;
 use std::time::Duration;
 
-use bitcoin::{Amount, FeeRate, OutPoint, Transaction, Txid};
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 use bitmesh_wallet::chain::{
-    BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, Start, Tip,
+    BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, Sight, Start, Tip,
 };
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::payee::Sighting;
@@ -29,12 +29,23 @@ const FEE_TARGET_BLOCKS: u16 = 6;
 /// Polls between two looks at the fee rate: it changes with the mempool, slowly.
 const POLLS_PER_FEERATE: u32 = 15;
 
+/// How far below the tip a new wallet begins where a reorganisation at its beginning could not be
+/// noticed.
+const BIRTH_DEPTH: u32 = 6;
+
 /// What the driver asks of the chain.
 #[derive(Debug)]
 pub(crate) enum ChainCommand {
     /// Follow the chain from here, from now on. Nothing is reported before the first of these but
     /// where the source stands.
     Follow(Start),
+    /// Watch these scripts too, and in the blocks from this height on that were told already.
+    Watch {
+        /// The height.
+        from: u32,
+        /// The scripts.
+        scripts: Vec<ScriptBuf>,
+    },
     /// Tell again what the mempool holds about this output, for a listener that has just begun to
     /// watch it.
     LookAgain(OutPoint),
@@ -200,8 +211,17 @@ impl Watch {
                     info!("the chain source answers again");
                     self.in_trouble = false;
                 }
-                if !self.reached {
+                // Where headers are still being read, this is not yet the end of the chain.
+                if !self.reached && tip.block.height >= tip.headers {
                     let birth = match self.birth_height {
+                        // A source of blocks alone takes its start on trust: one that stays.
+                        None if self.source.sight() == Sight::Blocks => {
+                            let deep = tip.block.height.saturating_sub(BIRTH_DEPTH);
+                            match self.source.block_at(deep) {
+                                Ok(block) => block,
+                                Err(error) => return self.trouble(&error),
+                            }
+                        }
                         None => Some(tip.block),
                         Some(height) => match self.source.block_at(height) {
                             Ok(block) => block,
@@ -224,6 +244,10 @@ impl Watch {
             ChainCommand::Follow(start) => {
                 self.source.restart(start);
                 self.follows = true;
+                Ok(())
+            }
+            ChainCommand::Watch { from, scripts } => {
+                self.source.watch(from, &scripts);
                 Ok(())
             }
             ChainCommand::LookAgain(outpoint) => {

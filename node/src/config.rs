@@ -14,7 +14,7 @@ use bitmesh_market::envelope::Network;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use self::chain::{Bitcoind, Chain};
+pub use self::chain::{Bitcoind, Chain, Filters, Server, Source};
 pub use self::payments::{Payments, ZeroConf};
 pub use self::trade::{Buy, Sell};
 use crate::mesh;
@@ -83,9 +83,6 @@ pub enum ConfigError {
     },
 }
 
-/// Shortest time between two looks at the chain.
-const MIN_POLL_MS: u64 = 10;
-
 impl Config {
     /// Reads the file at `path`. A file that does not exist reads as the defaults.
     ///
@@ -136,12 +133,7 @@ impl Config {
             key: "mesh",
             reason: error.to_string(),
         })?;
-        if self.chain.poll_ms < MIN_POLL_MS {
-            return Err(ConfigError::Value {
-                key: "chain.poll_ms",
-                reason: format!("looking more often than every {MIN_POLL_MS} ms only costs power"),
-            });
-        }
+        self.chain.check(self.network)?;
         self.sell.check()?;
         self.buy.check()?;
         self.payments.check()

@@ -158,6 +158,10 @@ struct Driver {
     /// The request whose answer is the next channel message to that peer.
     answering: Option<(NodeId, InboundId)>,
     watched: BTreeMap<bitcoin::OutPoint, money::Watched>,
+    /// Whether the chain thread was told what to follow, and with it every script known then.
+    follows_chain: bool,
+    /// What the chain source is and where.
+    source_name: String,
     chain_tip: Option<Tip>,
     /// The tip that machines were last told of.
     told_tip: Option<BlockId>,
@@ -464,11 +468,11 @@ impl Driver {
     }
 
     /// Closes the way out to what leads back in: the addresses under which others reach this node,
-    /// which may be those of the router in front of it, and bitcoind.
+    /// which may be those of the router in front of it, and the hosts of the chain sources.
     fn tell_own_addresses(&self) {
-        let bitcoind = self.config.chain.bitcoind.host(self.network);
+        let sources = self.config.chain.hosts(self.network);
         self.outlet
-            .set_own_addresses(leads_back(&self.announced, bitcoind));
+            .set_own_addresses(leads_back(&self.announced, &sources));
     }
 
     fn unix(&self) -> UnixTime {
@@ -477,11 +481,11 @@ impl Driver {
 }
 
 /// The addresses that no buyer may reach, although no interface of this machine has them.
-fn leads_back(announced: &[mesh::Address], bitcoind: Option<IpAddr>) -> Vec<IpAddr> {
+fn leads_back(announced: &[mesh::Address], sources: &[IpAddr]) -> Vec<IpAddr> {
     let announced = announced.iter().filter_map(mesh::Address::socket);
     let mut own: Vec<_> = announced
         .map(|socket| socket.ip())
-        .chain(bitcoind)
+        .chain(sources.iter().copied())
         .map(|ip| ip.to_canonical())
         .collect();
     own.sort_unstable();
@@ -505,7 +509,7 @@ mod tests {
         .to_vec();
         let bitcoind = "9.9.9.9".parse().unwrap();
 
-        let own = leads_back(&announced, Some(bitcoind));
+        let own = leads_back(&announced, &[bitcoind]);
 
         let expected = ["1.2.3.4", "4.3.2.1", "9.9.9.9", "2600::7"];
         assert_eq!(own, expected.map(|text| text.parse::<IpAddr>().unwrap()));

@@ -6,6 +6,7 @@
 //! drained for what to do.
 
 mod account;
+mod closing;
 mod events;
 mod lost;
 mod messages;
@@ -22,6 +23,8 @@ use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::PayFailure;
 use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
+use bitmesh_wallet::channel::batch::BatchError;
+use bitmesh_wallet::channel::closing::{Outputs, Waiting};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
 use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, PayerPolicy};
@@ -34,6 +37,7 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use self::account::Account;
+pub(crate) use self::closing::{Share, Step};
 pub(crate) use self::output::{ChainFact, Output};
 pub(crate) use self::views::{ChannelStage, ChannelView};
 
@@ -55,6 +59,9 @@ pub(crate) enum PaymentsError {
     /// The payee's machine refused.
     #[error(transparent)]
     Payee(#[from] payee::Error),
+    /// These channels do not go into one batch.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
 }
 
 /// What this node insists on in channels.
@@ -96,6 +103,8 @@ struct Channel<M> {
     ending: Option<Transaction>,
     /// Seller: the wallet's script that it is paid out to.
     payout: Option<ScriptBuf>,
+    /// Seller: the height at which the buyer was last asked to close together because of the expiry.
+    asked_at: Option<BlockHeight>,
 }
 
 impl<M> Channel<M> {
@@ -107,6 +116,7 @@ impl<M> Channel<M> {
             fees: Amount::ZERO,
             ending: None,
             payout: None,
+            asked_at: None,
         }
     }
 }
@@ -131,6 +141,8 @@ pub(crate) struct Payments {
     next_payee_key: u32,
     /// When each channel was proposed, for people.
     opened: BTreeMap<ProposalId, UnixTime>,
+    /// Channels that should be closed and are not, since that is not worth its fee.
+    waiting: BTreeMap<ProposalId, Waiting>,
     outputs: VecDeque<Output>,
 }
 
@@ -159,6 +171,7 @@ impl Payments {
             next_payer_key: 0,
             next_payee_key: 0,
             opened: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -198,6 +211,7 @@ impl Payments {
                         fees,
                         ending: None,
                         payout: None,
+                        asked_at: None,
                     },
                 );
                 use_channel(&mut self.bought, seller, proposal, promised);
@@ -588,6 +602,7 @@ impl Payments {
         for channel in self.payees.keys().copied().collect::<Vec<_>>() {
             let _ = self.tell_payee(channel, payee::Input::TipChanged(tip), now);
         }
+        self.plan_closes(tip);
     }
 
     /// The fee rate changed, in sat per virtual byte.
@@ -601,7 +616,11 @@ impl Payments {
             fact.for_payer()
                 .map(|input| self.tell_payer(channel, input, now))
         } else {
-            Some(self.tell_payee(channel, fact.for_payee(), now))
+            let outputs = match fact {
+                ChainFact::Spent(..) => self.outputs_paid_on(),
+                _ => Outputs::new(),
+            };
+            Some(self.tell_payee(channel, fact.for_payee(&outputs), now))
         };
         if let Some(Err(error)) = told {
             debug!(%error, "a fact of the chain changed nothing");

@@ -94,13 +94,16 @@ pub struct Regtest {
     folder: PathBuf,
     reach: Reach,
     chain: Chain,
+    /// Where it serves block filters to peers.
+    peer: SocketAddr,
     process: Process,
 }
 
 impl Regtest {
     /// Starts `bitcoind` on a new chain in `folder`, and mines [`FIRST_BLOCKS`].
     ///
-    /// It takes a free port and accepts no peers. Whoever can read `folder` can use its cookie.
+    /// It takes free ports, and accepts peers on this machine, to serve them block filters; it looks
+    /// for none. Whoever can read `folder` can use its cookie.
     ///
     /// # Errors
     ///
@@ -115,7 +118,8 @@ impl Regtest {
         let regtest = loop {
             tries += 1;
             let address = free_port(reach.address).map_err(failed)?;
-            match launch(bitcoind, folder, &reach, address) {
+            let peer = free_port(Reach::LOOPBACK.address).map_err(failed)?;
+            match launch(bitcoind, folder, &reach, address, peer) {
                 Ok((chain, process)) => {
                     let (bitcoind, folder) = (bitcoind.clone(), folder.to_owned());
                     break Self {
@@ -123,6 +127,7 @@ impl Regtest {
                         folder,
                         reach,
                         chain,
+                        peer,
                         process,
                     };
                 }
@@ -137,6 +142,12 @@ impl Regtest {
     /// How to talk to it. Stays valid over [`start_again`](Self::start_again).
     pub fn chain(&self) -> &Chain {
         &self.chain
+    }
+
+    /// Where it serves block filters (BIP-157) to peers. Stays valid over
+    /// [`start_again`](Self::start_again).
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
     }
 
     /// The pid of the program.
@@ -164,17 +175,24 @@ impl Regtest {
         Ok(())
     }
 
-    /// Starts it again on the same chain and the same port, with a new cookie in the same file.
+    /// Starts it again on the same chain and the same ports, with a new cookie in the same file.
     ///
     /// If it still runs, it is killed first.
     ///
     /// # Errors
     ///
-    /// Returns an error if it does not answer within a minute, or if its port was taken.
+    /// Returns an error if it does not answer within a minute, or if a port was taken.
     pub fn start_again(&mut self) -> Result<(), ChainError> {
         self.process.kill()?;
         let address = self.chain.address;
-        (self.chain, self.process) = launch(&self.bitcoind, &self.folder, &self.reach, address)?;
+        let Self {
+            bitcoind,
+            folder,
+            reach,
+            peer,
+            ..
+        } = &*self;
+        (self.chain, self.process) = launch(bitcoind, folder, reach, address, *peer)?;
         Ok(())
     }
 }
@@ -189,6 +207,7 @@ fn launch(
     folder: &Path,
     reach: &Reach,
     address: SocketAddr,
+    peer: SocketAddr,
 ) -> Result<(Chain, Process), ChainError> {
     let cookie = folder.join("regtest/.cookie");
     // A cookie that a killed one left would pass for the new one's.
@@ -208,8 +227,10 @@ fn launch(
         "-minrelaytxfee=0.00001",
         "-incrementalrelayfee=0.00001",
         "-fallbackfee=0.00001",
-        // No peers, and nothing that looks for any.
-        "-listen=0",
+        // Nothing that looks for peers; those that come want block filters.
+        "-listen=1",
+        "-listenonion=0",
+        "-natpmp=0",
         "-connect=0",
         "-dnsseed=0",
         "-fixedseeds=0",
@@ -217,6 +238,7 @@ fn launch(
         // Fees and spends of old transactions can be asked for; light wallets get their filters.
         "-txindex=1",
         "-blockfilterindex=1",
+        "-peerblockfilters=1",
         // Many nodes ask one small chain.
         "-rpcthreads=8",
         "-rpcworkqueue=256",
@@ -228,6 +250,7 @@ fn launch(
     .map(str::to_owned)
     .to_vec();
     args.push(format!("-datadir={}", folder.display()));
+    args.push(format!("-bind={peer}"));
     args.push(format!("-rpcbind={}", address.ip()));
     args.push(format!("-rpcport={}", address.port()));
     args.extend(

@@ -373,6 +373,8 @@ impl Network {
     async fn fund(&self, nodes: &[(&Node, Amount)]) -> Result<(), NetworkError> {
         let mut payments = Vec::new();
         for (node, amount) in nodes {
+            let synced = |chain: api::Chain| chain.synced.then_some(());
+            node.until(SEEN, "the chain", GetChain {}, synced).await?;
             payments.push((address_of(node.name(), node.client()).await?, *amount));
         }
         let chain = self.regtest.chain().clone();
@@ -417,14 +419,14 @@ impl Network {
         Ok(())
     }
 
-    /// Waits until a node has seen the best block.
+    /// Waits until a node has seen the best block and knows it for the best.
     ///
     /// # Errors
     ///
     /// Returns an error if it has not within a minute.
     pub async fn until_seen(&self, node: &Node) -> Result<(), NetworkError> {
         let height = self.chain().height()?;
-        let seen = |chain: api::Chain| (chain.height >= height).then_some(());
+        let seen = |chain: api::Chain| (chain.synced && chain.height >= height).then_some(());
         Ok(node
             .until(SEEN, &format!("block {height}"), GetChain {}, seen)
             .await?)

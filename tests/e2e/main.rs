@@ -4,12 +4,14 @@
 
 mod accounts;
 mod chain;
+mod closing;
 mod crash;
 mod hosts;
 mod misuse;
 mod names;
 mod node;
 mod offers;
+mod sources;
 mod together;
 mod trade;
 mod words;

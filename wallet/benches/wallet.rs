@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use bitcoin::absolute::LockTime;
 use bitcoin::secp256k1::{Keypair, Message as Digest, Secp256k1, SecretKey};
 use bitcoin::transaction::Version;
-use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
+use bitcoin::{
+    Amount, FeeRate, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness,
+};
+use bitmesh_wallet::channel::batch::{MAX_CHANNELS, Member, commitments};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ExposureTable;
 use bitmesh_wallet::channel::message::{Accept, Funding, Message, Open};
@@ -259,6 +262,32 @@ fn journal(c: &mut Criterion) {
     group.finish();
 }
 
+/// The goal is one second for sixty channels, on a machine that does little else.
+fn batch(c: &mut Criterion) {
+    let payee = keypair(2);
+    let members: Vec<_> = (0..MAX_CHANNELS)
+        .map(|number| {
+            let mut tx = funding();
+            tx.input[0].previous_output.vout = u32::try_from(number).unwrap();
+            let tranche = contract().fund(&tx, 0).unwrap();
+            let voucher = tranche.sign(&keypair(1), Amount::from_sat(50_000)).unwrap();
+            (tranche, voucher)
+        })
+        .collect();
+    let members: Vec<_> = members
+        .iter()
+        .map(|(tranche, voucher)| Member {
+            tranche,
+            voucher,
+            payee: &payee,
+        })
+        .collect();
+    let payout = open().change_script;
+    c.bench_function("close of 60 channels", |b| {
+        b.iter(|| commitments(&members, &payout, FeeRate::BROADCAST_MIN).unwrap());
+    });
+}
+
 #[expect(clippy::disallowed_methods, reason = "a benchmark is about time")]
 fn timed(work: impl FnOnce()) -> Duration {
     let start = Instant::now();
@@ -398,6 +427,7 @@ fn main() {
     signatures(&mut criterion);
     machine(&mut criterion);
     journal(&mut criterion);
+    batch(&mut criterion);
     criterion.final_summary();
     goals();
     recovery();

@@ -1,14 +1,35 @@
 //! The chain, as the wallet and the channels see it: a stream of events and a few questions.
 //!
-//! # The contract between a source and who listens to it
+//! Five sources keep one contract, and `wallet/tests/regtest/conformance.rs` holds each of them to
+//! it, on one chain:
 //!
-//! One thread owns the [`ChainSource`] and calls [`ChainSource::poll`]. Every event it returns is
-//! given to every listener ([`Wallet::apply`](crate::onchain::Wallet::apply) and
-//! [`Watcher::apply`](watch::Watcher::apply)), in order, before the next call. A call returns at
-//! most one block, so that the first sync of years of chain needs the memory of one block. An
-//! empty answer means there is nothing more to tell now: wait a little and ask again.
+//! | source | asks | [sees](Sight) | trusts |
+//! |---|---|---|---|
+//! | [`bitcoind`] | a bitcoind, by RPC | everything | that node |
+//! | [`filters`] | any nodes of the network, by BIP-157 | blocks | proof of work; that not all its peers lie about filters |
+//! | [`esplora`] | a server, by HTTP | blocks, the mempool where it touches what is watched | that server |
+//! | [`electrum`] | a server, by JSON on a stream | both where they touch what is watched | that server |
+//! | [`checked`] | one of those, and more to confirm each block | as the one that leads | that not all of them lie |
 //!
-//! A source guarantees:
+//! # Who calls what, in which order
+//!
+//! One thread owns the [`ChainSource`]; every call blocks, and none waits longer than a minute or so
+//! before it fails. Making a source does not connect; the first call does.
+//!
+//! 1. [`tip`](ChainSource::tip) and [`block_at`](ChainSource::block_at) may be asked at any time.
+//!    A new wallet asks them where to [start](crate::onchain::Wallet::start_at).
+//! 2. [`restart`](ChainSource::restart) says from where to tell, and which scripts matter.
+//! 3. [`poll`](ChainSource::poll), over and over. Every event it returns is given to every listener
+//!    ([`Wallet::apply`](crate::onchain::Wallet::apply) and
+//!    [`Watcher::apply`](watch::Watcher::apply)), in order, before the next call. A call returns at
+//!    most one block, so that the first sync of years of chain needs the memory of one block. An
+//!    empty answer means there is nothing more to tell now: wait a little and ask again.
+//! 4. [`watch`](ChainSource::watch) whenever a listener has a script that it had not at the start.
+//!    The other questions may be asked between two polls, in any order.
+//!
+//! `restart`, `watch`, `look_again` and `broadcast` may be repeated; a repetition changes nothing.
+//!
+//! # What a source guarantees
 //!
 //! 1. **Order.** `Connected` heights rise by one; each block's parent is the block before it.
 //!    When blocks leave the best chain, a `Disconnected` for each that the source remembers comes
@@ -17,16 +38,23 @@
 //! 2. **No gaps.** A source resumes above the highest block of its [`Start::locator`] that is
 //!    still in the best chain, and not below [`Start::floor`]. Blocks of the locator that left the
 //!    chain while nobody looked are reported as `Disconnected`.
-//! 3. **Mempool only at the tip.** `Mempool` events come only when every block has been told. A
-//!    transaction is `seen` once for as long as it stays in the mempool. It is `evicted` when it
-//!    leaves without being confirmed. A transaction that is confirmed is not evicted.
-//! 4. **Failure changes nothing.** After an error, the next call goes on where the last good one
-//!    stopped; no event is lost or told twice within one source.
+//! 3. **What is watched.** A block holds at least every transaction that pays to or spends from a
+//!    script watched when it is told; it may hold others, or all. Which inputs a *foreign* funding
+//!    spends is not known by script, so only a source that tells whole blocks tells a conflict with
+//!    it for certain.
+//! 4. **Mempool only at the tip, and only where it is seen.** `Mempool` events come only when every
+//!    block has been told, and never from a source whose [`Sight`] is `Blocks`. A transaction is
+//!    `seen` once for as long as it stays in the mempool. It is `evicted` when it leaves without
+//!    being confirmed. A transaction that is confirmed is not evicted.
+//! 5. **Failure changes nothing.** After an error, the next call goes on where the last good one
+//!    stopped; no event is lost or told twice within one source. A source retries by being called
+//!    again, so the caller's pace bounds the retries.
 //!
-//! A listener guarantees:
+//! # What a listener guarantees
 //!
 //! 1. **Idempotence.** An event that it knows already changes nothing. So one source can serve
-//!    listeners that stopped at different heights: start it from the lowest.
+//!    listeners that stopped at different heights: start it from the lowest. A block told again is
+//!    searched again, because it may hold more than the first time.
 //! 2. **Rewind.** `Disconnected { height, .. }` drops everything learned from blocks at that height
 //!    *and above*. So does `Connected` with another block than the one known at its height.
 
@@ -38,7 +66,14 @@ use thiserror::Error;
 pub use bdk_wallet::chain::BlockId;
 
 pub mod bitcoind;
+pub mod checked;
+pub mod electrum;
+pub mod esplora;
+pub mod filters;
+mod follow;
+mod server;
 pub mod watch;
+mod wire;
 
 /// What happened on the chain. See the [module](self) for order and guarantees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +82,8 @@ pub enum ChainEvent {
     Connected {
         /// Its height.
         height: u32,
-        /// The whole block.
+        /// Its header, with those of its transactions that touch what is watched, and perhaps
+        /// others. Its merkle root need not match them.
         block: Arc<Block>,
     },
     /// A block, and with it every block above, left the best chain.
@@ -79,6 +115,9 @@ pub struct Start {
     /// Unconfirmed transactions the listeners believe in. Those that are not in the mempool when
     /// the source has caught up are reported as evicted.
     pub unconfirmed: Vec<Txid>,
+    /// The scripts that matter: the wallet's own, and those of the outputs watched. Others are
+    /// added by [`ChainSource::watch`].
+    pub scripts: Vec<ScriptBuf>,
 }
 
 impl Start {
@@ -94,10 +133,39 @@ impl Start {
         unconfirmed.extend(higher.unconfirmed);
         unconfirmed.sort_unstable();
         unconfirmed.dedup();
+        let mut scripts = lower.scripts;
+        scripts.extend(higher.scripts);
+        scripts.sort_unstable();
+        scripts.dedup();
         Self {
             locator: lower.locator,
             floor: lower.floor.min(higher.floor),
             unconfirmed,
+            scripts,
+        }
+    }
+}
+
+/// How much of the network a source sees, and so what may be risked on its word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sight {
+    /// Blocks alone. Whether a transaction waits in a mempool, was refused or was replaced there is
+    /// not known, and a transaction that was broadcast may have reached nobody.
+    Blocks,
+    /// Blocks, and the mempool where it touches what is watched. A transaction that conflicts with a
+    /// foreign funding need not touch that.
+    Watched,
+    /// Blocks and the whole mempool.
+    Everything,
+}
+
+impl Sight {
+    /// Whether a funding that no block holds yet may count for anything. Only where every conflict
+    /// with it would be seen; everywhere else the zero-conf limit is zero.
+    pub fn bears_zero_conf(self) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Blocks | Self::Watched => false,
         }
     }
 }
@@ -132,6 +200,8 @@ pub enum Accepted {
     InMempool,
     /// It is in the chain already.
     InChain,
+    /// It was offered to peers whose mempool this source does not see. Its block will tell.
+    Sent,
 }
 
 /// What the mempool would say to a transaction.
@@ -148,6 +218,8 @@ pub enum Verdict {
     Known,
     /// It would be refused.
     Rejected(Rejection),
+    /// This source cannot ask that: see what [`broadcast`](ChainSource::broadcast) says.
+    Unknown,
 }
 
 /// A transaction was refused: the node's own words, sorted by what can be done about it.
@@ -230,14 +302,38 @@ pub enum ChainError {
         /// What is wrong with the answer.
         detail: String,
     },
+    /// This kind of source cannot know that; see its [`Sight`].
+    #[error("{node} cannot say {what}")]
+    Blind {
+        /// The source.
+        node: String,
+        /// What was asked.
+        what: &'static str,
+    },
+    /// Two sources of one node name different blocks. Nothing above is told until they agree; if
+    /// they never do, one of them is wrong and the operator has to find out which.
+    #[error("at height {height} {one} has block {ones}, and {other} has {others}")]
+    Disagreement {
+        /// The height.
+        height: u32,
+        /// The source that leads.
+        one: String,
+        /// Its block.
+        ones: BlockHash,
+        /// The source that was to confirm it.
+        other: String,
+        /// Its block.
+        others: BlockHash,
+    },
 }
 
 impl ChainError {
     /// Whether the same call may succeed later without anyone doing anything.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Unavailable { .. } | Self::NoEstimate { .. } => true,
-            Self::Unauthorized { .. }
+            Self::Unavailable { .. } | Self::NoEstimate { .. } | Self::Disagreement { .. } => true,
+            Self::Blind { .. }
+            | Self::Unauthorized { .. }
             | Self::WrongNetwork { .. }
             | Self::Pruned { .. }
             | Self::Protocol { .. } => false,
@@ -305,9 +401,15 @@ pub fn funding_facts(
 
 /// Where the chain is learned from, and how transactions get to it.
 ///
-/// Every call blocks; a node gives the source its own thread. See the [module](self) for what is
-/// guaranteed and expected.
+/// Every call blocks; a node gives the source its own thread. See the [module](self) for who calls
+/// what, and what is guaranteed and expected.
 pub trait ChainSource: Send {
+    /// What it is and where, for people: `bitcoind at 127.0.0.1:8332`. Holds no secret.
+    fn name(&self) -> String;
+
+    /// How much it sees. Never changes.
+    fn sight(&self) -> Sight;
+
     /// Returns what happened next: at most one block, or a bounded part of the mempool.
     ///
     /// `now` is Unix time in seconds and becomes [`ChainEvent::Mempool::at`]. Empty when there is
@@ -318,8 +420,17 @@ pub trait ChainSource: Send {
     /// Nothing is lost: the next call goes on from the same place.
     fn poll(&mut self, now: u64) -> Result<Vec<ChainEvent>, ChainError>;
 
-    /// Starts over from `start`, for instance when a listener with an older height joins.
+    /// Starts over from `start`, for instance when a listener with an older height joins. Asks
+    /// nobody.
     fn restart(&mut self, start: Start);
+
+    /// Watches these scripts too, from now on and in the blocks from `from` on that were told
+    /// already: those that touch them are told again before others, and so are transactions in the
+    /// mempool. Asks nobody.
+    ///
+    /// How far back a block can be told again is bounded, at 100 blocks or more; for older ones,
+    /// [`restart`](Self::restart).
+    fn watch(&mut self, from: u32, scripts: &[ScriptBuf]);
 
     /// Tells again, as `seen`, whichever of these transactions, and of the transactions that spend
     /// these outputs, are in the mempool: for a listener that was not listening for them when they
@@ -335,7 +446,8 @@ pub trait ChainSource: Send {
     ///
     /// # Errors
     ///
-    /// Returns [`BroadcastError::Rejected`] if the node will not relay it; nothing was sent then.
+    /// Returns [`BroadcastError::Rejected`] if the node will not relay it; nothing was sent then. A
+    /// source that sees only blocks is not told of refusals.
     fn broadcast(&self, transaction: &Transaction) -> Result<Accepted, BroadcastError>;
 
     /// Hands a child to the network together with its unconfirmed parents, parents first, so that
@@ -350,7 +462,8 @@ pub trait ChainSource: Send {
     ///
     /// # Errors
     ///
-    /// Returns an error only if the node could not be asked; a refusal is an answer.
+    /// Returns an error only if the node could not be asked; a refusal is an answer, and so is
+    /// [`Verdict::Unknown`].
     fn test_accept(&self, transaction: &Transaction) -> Result<Verdict, ChainError>;
 
     /// The feerate expected to confirm within `target_blocks`, never below what the node's mempool
@@ -368,7 +481,9 @@ pub trait ChainSource: Send {
     /// Returns an error only if the node could not be asked.
     fn tip(&self) -> Result<Tip, ChainError>;
 
-    /// The block at `height`, for a wallet that is to start there. `None` above the tip.
+    /// The block at `height`, for a wallet that is to start there. `None` above the tip. A source
+    /// that does not know the chain below some block answers with that block instead of one below
+    /// it; nothing of a wallet with taproot outputs alone can lie there.
     ///
     /// # Errors
     ///
@@ -380,7 +495,8 @@ pub trait ChainSource: Send {
     ///
     /// # Errors
     ///
-    /// Returns an error only if the node could not be asked.
+    /// Returns [`ChainError::Blind`] from a source that sees only blocks; else an error only if the
+    /// node could not be asked.
     fn confirmed_output(&self, outpoint: &OutPoint) -> Result<Option<ConfirmedOutput>, ChainError>;
 }
 
@@ -404,6 +520,7 @@ mod tests {
                 .iter()
                 .map(|byte| Txid::from_byte_array([*byte; 32]))
                 .collect(),
+            scripts: Vec::new(),
         }
     }
 

@@ -17,13 +17,17 @@
 //! | [`message`] | what the two sides say, byte for byte, with caps |
 //! | [`params`] | policies of both roles and what both agreed ([`params::Contract`]) |
 //! | [`script`], [`tx`] | the output, its leaves, the commitment and the refund, their sizes |
+//! | [`batch`] | one transaction with which the payee closes many channels |
 //! | [`split`], [`musig`] | closing together: who gets what, and one signature by two |
 //! | [`voucher`] | digest, signature, verification; which totals are legal |
 //! | [`exposure`] | how much unsettled funding is trusted, per channel and for the node |
 //! | [`deadline`] | block heights by which something must have happened |
+//! | [`closing`] | which channels are closed in this block, alone or in a batch, at which bid |
 //! | [`record`] | durable facts, from which a machine is rebuilt |
 //! | [`payer`], [`payee`] | the two machines |
 
+pub mod batch;
+pub mod closing;
 pub mod deadline;
 pub mod exposure;
 pub mod message;

@@ -62,6 +62,9 @@ pub use self::spend::{CancelError, Payment, Preview, SpendError, Value};
 /// many channels in a row that were promised one and never came to a close.
 pub const LOOKAHEAD: u32 = 250;
 
+/// The two chains of addresses.
+const KEYCHAINS: [KeychainKind; 2] = [KeychainKind::External, KeychainKind::Internal];
+
 /// Where the height from which the wallet exists is kept, apart from the store so that it survives
 /// the loss of that.
 const BIRTHDAY_FILE: &str = "birthday";
@@ -158,6 +161,8 @@ pub struct Wallet {
     unthinned_blocks: u32,
     /// Transactions of ours that [`Wallet::lost_fundings`] has looked at in this run.
     examined: BTreeSet<Txid>,
+    /// How many scripts of each of [`KEYCHAINS`] were handed out for the source.
+    known_scripts: [u32; 2],
 }
 
 impl fmt::Debug for Wallet {
@@ -223,6 +228,7 @@ impl Wallet {
             unwritten_blocks: 0,
             unthinned_blocks: 0,
             examined: BTreeSet::new(),
+            known_scripts: [0, 0],
         };
         if wallet.tip().height == 0
             && let Some(birthday) = birthday
@@ -277,7 +283,39 @@ impl Wallet {
                 .filter(|tx| !tx.chain_position.is_confirmed())
                 .map(|tx| tx.tx_node.txid)
                 .collect(),
+            scripts: self.scripts_from([0, 0]),
         }
+    }
+
+    /// The scripts that were derived since the last call of this, for a source that has to be
+    /// [told](crate::chain::ChainSource::watch) them. There are some after each use of an address,
+    /// because [`LOOKAHEAD`] moves on. All of them are in [`start`](Self::start) as well.
+    pub fn take_new_scripts(&mut self) -> Vec<ScriptBuf> {
+        let new = self.scripts_from(self.known_scripts);
+        self.known_scripts = KEYCHAINS.map(|keychain| {
+            let mut derived = self
+                .coins
+                .spk_index()
+                .inner()
+                .all_spks()
+                .range((keychain, 0)..=(keychain, u32::MAX));
+            let last = derived.next_back();
+            last.map_or(0, |((_, index), _)| index.saturating_add(1))
+        });
+        new
+    }
+
+    /// The scripts of the two chains of addresses, each from an index on; in the order in which they
+    /// are likely to be used.
+    fn scripts_from(&self, from: [u32; 2]) -> Vec<ScriptBuf> {
+        let spks = self.coins.spk_index().inner().all_spks();
+        let mut scripts: Vec<(u32, ScriptBuf)> = Vec::new();
+        for (keychain, from) in KEYCHAINS.into_iter().zip(from) {
+            let derived = spks.range((keychain, from)..=(keychain, u32::MAX));
+            scripts.extend(derived.map(|((_, index), script)| (*index, script.clone())));
+        }
+        scripts.sort_by_key(|(index, _)| *index);
+        scripts.into_iter().map(|(_, script)| script).collect()
     }
 
     /// The last block the wallet has read.

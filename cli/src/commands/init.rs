@@ -203,8 +203,8 @@ fn template(network: Network) -> String {
 
 network = \"{network}\"
 
-# Where blocks come from. Without a url: a bitcoind on this machine at its usual port, with the
-# cookie file at its usual place.
+# Where blocks come from. On mainnet and signet: block filters of other nodes, unless a bitcoind is
+# named here, which also sees payments that no block holds yet.
 [chain.bitcoind]
 # url = \"http://127.0.0.1:8332\"
 # cookie = \"/home/me/.bitcoin/.cookie\"

@@ -2,14 +2,14 @@
 
 use bitmesh_node::control::ErrorCode;
 use bitmesh_node::control::api::{
-    CloseChannel, GetBalance, GetEarnings, ListChannels, ListTransactions, ReceiveCoins,
-    RevealWords, SendCoins,
+    CloseAllChannels, CloseChannel, GetBalance, GetEarnings, ListChannels, ListTransactions,
+    ReceiveCoins, RefundChannel, RevealWords, SendCoins, ShowChannel,
 };
 
 use crate::{
     args::{
-        ChannelCloseArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate, SendArgs, Span,
-        WalletCommand, WholeSat,
+        ChannelCloseArgs, ChannelRefundArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate,
+        SendArgs, Span, WalletCommand, WholeSat,
     },
     context::{Context, now},
     failure::Failure,
@@ -89,15 +89,57 @@ pub(super) fn channels(context: &Context, args: ChannelsArgs) -> Result<(), Fail
     let all = match args.command {
         None => args.all,
         Some(ChannelsCommand::List { all }) => all,
+        Some(ChannelsCommand::Show { channel }) => {
+            let channel = context.call(&ShowChannel { channel }, ASKING)?;
+            return Ok(context.out.reply(&channel, render::channel)?);
+        }
         Some(ChannelsCommand::Close(close)) => return close_channel(context, close),
+        Some(ChannelsCommand::Refund(refund)) => return refund_channel(context, refund),
     };
     let channels = context.call(&ListChannels { all }, ASKING)?;
     Ok(context.out.reply(&channels, render::channels)?)
 }
 
-fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failure> {
-    let wanted = CloseChannel {
+fn close_all_channels(context: &Context, args: &ChannelCloseArgs) -> Result<(), Failure> {
+    let wanted = CloseAllChannels {
+        feerate_sat_per_kvb: args.feerate.map(feerate),
+        dry_run: true,
+    };
+    let plan = context.call(&wanted, ASKING)?;
+    if args.dry_run || plan.closes.is_empty() {
+        return Ok(context.out.reply(&plan, render::channels_closed)?);
+    }
+    if context.consent != Consent::Given {
+        context.out.show(&plan, render::channels_closed);
+    }
+    context.consent.ask("close them?")?;
+    let closed = context.call(
+        &CloseAllChannels {
+            dry_run: false,
+            ..wanted
+        },
+        "closing",
+    )?;
+    Ok(context.out.reply(&closed, render::channels_closed)?)
+}
+
+fn refund_channel(context: &Context, args: ChannelRefundArgs) -> Result<(), Failure> {
+    let wanted = RefundChannel {
         channel: args.channel,
+        feerate_sat_per_kvb: args.feerate.map(feerate),
+        dry_run: args.dry_run,
+    };
+    // It is what the node does by itself as soon as it can: nothing to be asked about.
+    let refunded = context.call(&wanted, "taking back")?;
+    Ok(context.out.reply(&refunded, render::channel_closed)?)
+}
+
+fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failure> {
+    let Some(channel) = args.channel.clone() else {
+        return close_all_channels(context, &args);
+    };
+    let wanted = CloseChannel {
+        channel,
         feerate_sat_per_kvb: args.feerate.map(feerate),
         force: args.force,
         dry_run: true,

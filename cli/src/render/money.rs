@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use bitmesh_node::control::api::{
-    Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, Channels, Earnings, LedgerEntry,
-    Sent, Timestamp, Totals, Transactions, Words,
+    Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelStep, Channels,
+    ChannelsClosed, Earnings, LedgerEntry, Sent, StepKind, Timestamp, Totals, Transactions, Words,
 };
 
 use super::{
@@ -158,6 +158,9 @@ pub fn channels(channels: &Channels, style: Style) -> String {
             let mark = style.warn("!");
             let _ = write!(notes, "{mark} {} {}", short(&one.id), reason(why, style));
         }
+        if let Some(step) = next_step(one).filter(|step| step.in_blocks <= SOON_BLOCKS) {
+            let _ = writeln!(notes, "{} {}", short(&one.id), step_text(step));
+        }
         if let Some(note) = refund_note(one) {
             let _ = writeln!(notes, "{} {note}", short(&one.id));
         }
@@ -171,11 +174,150 @@ fn refund_note(channel: &Channel) -> Option<String> {
     match (&refund.txid, refund.due) {
         (Some(txid), _) => Some(format!("{amount} on the way back in {txid}")),
         (None, true) => Some(format!(
-            "{amount} can be taken back: bitmesh channels close {}",
+            "{amount} can be taken back: bitmesh channels refund {}",
             short(&channel.id)
         )),
         (None, false) => None,
     }
+}
+
+/// Steps that are further away than this are no news in a list: three days.
+const SOON_BLOCKS: u32 = 432;
+
+/// What people want to know first: when it is closed, or else what comes next.
+fn next_step(channel: &Channel) -> Option<&ChannelStep> {
+    let closes = |step: &&ChannelStep| step.what == StepKind::Closes;
+    channel
+        .steps
+        .iter()
+        .find(closes)
+        .or_else(|| channel.steps.first())
+}
+
+fn step_text(step: &ChannelStep) -> String {
+    let what = match step.what {
+        StepKind::Stops => "stops",
+        StepKind::Asks => "asks to close together",
+        StepKind::Closes => "closes",
+        StepKind::BidsMore => "bids more",
+        StepKind::BidsHalf => "bids up to half",
+        StepKind::Expires => "expires",
+    };
+    format!(
+        "{what} at block {}, in {}: {}",
+        step.height,
+        count(step.in_blocks, "block"),
+        step.why
+    )
+}
+
+/// One channel, with all that will happen to it.
+pub fn channel(channel: &Channel, style: Style) -> String {
+    let mut lines = Lines::new();
+    lines.row("channel", &channel.id);
+    lines.row("role", channel_role(channel.role));
+    lines.row("peer", &channel.peer);
+    lines.row("state", channel_state(channel.state));
+    if let Some(why) = &channel.reason {
+        lines.row("", reason(why, style).trim_end());
+    }
+    lines.row("capacity", sat(channel.capacity_sat));
+    lines.row(
+        "paid",
+        format!(
+            "{}, {} left",
+            sat(channel.paid_sat),
+            sat(channel.remaining_sat)
+        ),
+    );
+    lines.row("credit", msat(channel.credit_msat));
+    if let Some(limit) = channel.exposure_limit_sat {
+        lines.row("counts", format!("up to {} at this depth", sat(limit)));
+    }
+    if let Some(funding) = &channel.funding {
+        let deep = count(channel.confirmations, "confirmation");
+        lines.row("funding", format!("{funding}, {deep}"));
+    }
+    lines.row("fees", sat(channel.fees_sat));
+    lines.row(
+        "expires",
+        match channel.expires_in_blocks {
+            0 => format!("since block {}", channel.expiry_height),
+            blocks => format!(
+                "at block {}, in {}",
+                channel.expiry_height,
+                count(blocks, "block")
+            ),
+        },
+    );
+    for step in &channel.steps {
+        lines.row("", step_text(step));
+    }
+    if let Some(note) = refund_note(channel) {
+        lines.row("refund", note);
+    }
+    if let Some(txid) = &channel.closing_txid {
+        lines.row("closed by", txid);
+    }
+    lines.text(style)
+}
+
+/// Channels that are closed in batches, and those that are not worth it.
+pub fn channels_closed(closed: &ChannelsClosed, style: Style) -> String {
+    if closed.closes.is_empty() && closed.left_open.is_empty() {
+        return "nothing to close: nobody has paid this node on an open channel\n".to_owned();
+    }
+    let mut text = String::new();
+    for close in &closed.closes {
+        let mut table = Table::new([
+            ("CHANNEL", Align::Left),
+            ("PEER", Align::Left),
+            ("ARRIVES", Align::Right),
+            ("FEE", Align::Right),
+            ("LEASE", Align::Left),
+        ]);
+        for share in &close.channels {
+            table.row([
+                short(&share.channel),
+                peer(&share.peer),
+                sat(share.received_sat),
+                sat(share.fee_sat),
+                if share.ends_lease { "ends" } else { "" }.to_owned(),
+            ]);
+        }
+        text += &table.text(style);
+        let mut lines = Lines::new();
+        lines.row(
+            "arrives",
+            format!(
+                "{} after a fee of {} for {} vB",
+                sat(close.received_sat),
+                sat(close.fee_sat),
+                close.vbytes
+            ),
+        );
+        match &close.txid {
+            Some(txid) => lines.row("txid", txid),
+            None => lines.row("", "nothing was broadcast yet"),
+        }
+        match &close.problem {
+            Some(why) => lines.row("", reason(why, style).trim_end()),
+            None if close.txid.is_some() && !close.broadcast => lines.row("", NOT_HANDED_OVER),
+            None => {}
+        }
+        text += &lines.text(style);
+    }
+    for left in &closed.left_open {
+        let _ = writeln!(
+            text,
+            "{} {} stays open: closing it would cost {} of {}",
+            style.warn("!"),
+            short(&left.channel),
+            sat(left.fee_sat),
+            sat(left.paid_sat)
+        );
+    }
+    text
 }
 
 /// What a closing transaction brings.

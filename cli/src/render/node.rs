@@ -98,6 +98,9 @@ pub fn status(status: &Status, style: Style) -> String {
     );
     let chain = &status.chain;
     let mut blocks = format!("{}   height {}", chain.source, chain.height);
+    if chain.source_height > chain.height {
+        let _ = write!(blocks, " of {}", chain.source_height);
+    }
     blocks.push_str(match (chain.connected, chain.synced) {
         (false, _) => "   not connected",
         (true, false) => "   catching up",

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use bitmesh_node::control::{
     ApiError, CALL_QUEUE, Call, Command, EVENT_BACKLOG, ErrorCode, Event, Reply,
     api::{
-        AccountBalance, Address, Audit, Balance, Chain, Channel, ChannelClosed, ChannelEnd,
-        ChannelRole, ChannelState, Channels, ConfigChange, ConfigValue, ConfigValues, Considered,
-        Cost, Disagreement, Earnings, EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts,
-        LeaseState, Leases, LedgerEntry, Mode, Offer, Offers, Outcome, Peer, PeerAdded,
-        PeerDirection, Peers, PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role,
-        SellLimits, SellPhase, Selling, Sent, Status, Stopping, Timestamp, Totals, Transaction,
-        TransactionKind, Transactions, Usage, UsageLine, Words,
+        AccountBalance, Address, Audit, Balance, BatchClose, Chain, Channel, ChannelClosed,
+        ChannelEnd, ChannelRole, ChannelState, ChannelStep, Channels, ChannelsClosed, ClosedShare,
+        ConfigChange, ConfigValue, ConfigValues, Considered, Cost, Disagreement, Earnings,
+        EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts, LeaseState, Leases,
+        LedgerEntry, LeftOpen, Mode, Offer, Offers, Outcome, Peer, PeerAdded, PeerDirection, Peers,
+        PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role, SellLimits, SellPhase,
+        Selling, Sent, Status, StepKind, Stopping, Timestamp, Totals, Transaction, TransactionKind,
+        Transactions, Usage, UsageLine, Words,
     },
     server::{Socket, serve},
 };
@@ -81,6 +82,7 @@ pub(crate) fn chain() -> Chain {
         source: "bitcoind at 127.0.0.1:8332".into(),
         connected: true,
         height: 880_123,
+        source_height: 880_123,
         tip: "00000000000000000001aa".into(),
         synced: true,
         feerate_sat_per_kvb: Some(2_500),
@@ -374,6 +376,7 @@ pub(crate) fn channel() -> Channel {
         confirmations: 6,
         expiry_height: 884_443,
         expires_in_blocks: 4_320,
+        steps: Vec::new(),
         refund: Some(Refund {
             amount_sat: 20_000,
             due: false,
@@ -382,6 +385,51 @@ pub(crate) fn channel() -> Channel {
         closing_txid: None,
         fees_sat: 154,
         opened_at: at(3_600),
+    }
+}
+
+/// What still happens to a channel of a seller's, 240 blocks before it expires.
+pub(crate) fn steps() -> Vec<ChannelStep> {
+    let steps = [
+        (StepKind::Asks, 216, "the buyer is asked to close together"),
+        (StepKind::Closes, 144, "this node takes what it was paid"),
+        (StepKind::BidsMore, 100, "half as much again is bid"),
+        (StepKind::BidsHalf, 36, "up to half of it is bid"),
+        (StepKind::Expires, 0, "the buyer may take everything back"),
+    ];
+    steps
+        .map(|(what, before, why)| ChannelStep {
+            what,
+            height: 884_443 - before,
+            in_blocks: 240 - before,
+            why: why.into(),
+        })
+        .into()
+}
+
+pub(crate) fn channels_closed(txid: Option<&str>) -> ChannelsClosed {
+    let share = |channel: &str, ends_lease| ClosedShare {
+        channel: channel.repeat(16),
+        peer: OTHER.into(),
+        received_sat: 8_552,
+        fee_sat: 178,
+        ends_lease,
+    };
+    ChannelsClosed {
+        closes: vec![BatchClose {
+            txid: txid.map(str::to_owned),
+            vbytes: 355,
+            received_sat: 17_104,
+            fee_sat: 356,
+            broadcast: txid.is_some(),
+            problem: None,
+            channels: vec![share("cafe", true), share("f00d", false)],
+        }],
+        left_open: vec![LeftOpen {
+            channel: "beef".repeat(16),
+            paid_sat: 300,
+            fee_sat: 205,
+        }],
     }
 }
 
@@ -410,6 +458,8 @@ pub(crate) fn channels() -> Channels {
         state: ChannelState::Unconfirmed,
         exposure_limit_sat: Some(1_000),
         confirmations: 0,
+        expires_in_blocks: 240,
+        steps: steps(),
         refund: None,
         ..channel()
     };
@@ -643,6 +693,13 @@ pub(crate) fn sent(txid: Option<&str>) -> Sent {
     }
 }
 
+pub(crate) fn channel_refunded(txid: Option<&str>) -> ChannelClosed {
+    ChannelClosed {
+        how: ChannelEnd::Refund,
+        ..channel_closed(txid)
+    }
+}
+
 pub(crate) fn channel_closed(txid: Option<&str>) -> ChannelClosed {
     ChannelClosed {
         channel: CHANNEL.into(),
@@ -713,6 +770,13 @@ pub(crate) fn answer(command: Command) -> Result<Reply, ApiError> {
         Command::RevealWords(_) => words().into(),
         Command::ListChannels(_) => channels().into(),
         Command::CloseChannel(close) => channel_closed((!close.dry_run).then_some(TXID)).into(),
+        Command::ShowChannel(_) => channel().into(),
+        Command::RefundChannel(refund) => {
+            channel_refunded((!refund.dry_run).then_some(TXID)).into()
+        }
+        Command::CloseAllChannels(close) => {
+            channels_closed((!close.dry_run).then_some(TXID)).into()
+        }
         Command::GetEarnings(wanted) => Earnings {
             audit: wanted.audit.then(|| audit(true)),
             entries: wanted.entries.then(entries),

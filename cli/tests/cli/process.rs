@@ -48,7 +48,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// Every command that needs only a daemon, as it is typed.
-const COMMANDS: [&[&str]; 29] = [
+const COMMANDS: [&[&str]; 32] = [
     &["status"],
     &["id"],
     &["peers"],
@@ -84,7 +84,10 @@ const COMMANDS: [&[&str]; 29] = [
     &["wallet", "send", "bcrt1qexample", "50000sat", "--dry-run"],
     &["wallet", "backup", "--yes"],
     &["channels"],
+    &["channels", "show", "90bc"],
     &["channels", "close", "90bc", "--dry-run"],
+    &["channels", "close", "--all", "--dry-run"],
+    &["channels", "refund", "90bc"],
     &["earnings"],
     &["earnings", "--audit"],
     &["config", "get"],
@@ -430,6 +433,7 @@ fn nothing_is_spent_without_consent() {
         let spending = |command: &Asked| match command {
             Asked::SendCoins(send) => !send.dry_run,
             Asked::CloseChannel(close) => !close.dry_run,
+            Asked::CloseAllChannels(close) => !close.dry_run,
             Asked::RevealWords(_) => true,
             _ => false,
         };
@@ -440,9 +444,10 @@ fn nothing_is_spent_without_consent() {
             .filter(|command| spending(command))
             .count()
     };
-    let commands: [&[&str]; 3] = [
+    let commands: [&[&str]; 4] = [
         &["wallet", "send", "bcrt1qexample", "50000sat"],
         &["channels", "close", "90bc"],
+        &["channels", "close", "--all"],
         &["wallet", "backup"],
     ];
     for args in commands {

@@ -4,8 +4,8 @@ use bitmesh::{Style, render};
 use bitmesh_node::control::{
     Event,
     api::{
-        Address, Audit, Channels, ConfigValues, Earnings, Identity, Leases, Offers, PeerAdded,
-        Peers, Role, SellPhase, Selling, Transactions, Usage,
+        Address, Audit, Channels, ChannelsClosed, ConfigValues, Earnings, Identity, Leases, Offers,
+        PeerAdded, Peers, Role, SellPhase, Selling, Transactions, Usage,
     },
 };
 
@@ -90,6 +90,10 @@ screens! {
     no_transactions: render::transactions(&Transactions::default(), PLAIN());
     words: render::words(&canned::words(), PLAIN());
     channels: render::channels(&canned::channels(), PLAIN());
+    a_channel: render::channel(&canned::channels().channels[2], PLAIN());
+    channels_closed: render::channels_closed(&canned::channels_closed(Some(canned::TXID)), PLAIN());
+    channels_that_would_be_closed: render::channels_closed(&canned::channels_closed(None), PLAIN());
+    nothing_to_close: render::channels_closed(&ChannelsClosed::default(), PLAIN());
     no_channels: render::channels(&Channels::default(), PLAIN());
     channel_closed: render::channel_closed(&canned::channel_closed(Some(canned::TXID)), PLAIN());
     earnings: render::earnings(&canned::earnings(), at(0), PLAIN());

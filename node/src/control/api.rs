@@ -25,11 +25,12 @@ pub use market::{
     StopSelling,
 };
 pub use money::{
-    AccountBalance, Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelRole,
-    ChannelState, Channels, CloseChannel, Disagreement, Earnings, EarningsChannel, EarningsLease,
-    GetBalance, GetEarnings, LedgerEntry, ListChannels, ListTransactions, Misfit, ReceiveCoins,
-    Refund, RevealWords, SendCoins, Sent, Totals, Transaction, TransactionKind, Transactions,
-    Words,
+    AccountBalance, Address, Audit, Balance, BatchClose, Channel, ChannelClosed, ChannelEnd,
+    ChannelRole, ChannelState, ChannelStep, Channels, ChannelsClosed, CloseAllChannels,
+    CloseChannel, ClosedShare, Disagreement, Earnings, EarningsChannel, EarningsLease, GetBalance,
+    GetEarnings, LedgerEntry, LeftOpen, ListChannels, ListTransactions, Misfit, ReceiveCoins,
+    Refund, RefundChannel, RevealWords, SendCoins, Sent, ShowChannel, StepKind, Totals,
+    Transaction, TransactionKind, Transactions, Words,
 };
 pub use node::{
     AddPeer, Chain, ConfigChange, ConfigValue, ConfigValues, GetChain, GetConfig, GetId, GetStatus,

@@ -87,6 +87,18 @@ impl Driver {
                 self.earnings(&wanted, reply);
                 return ControlFlow::Continue(());
             }
+            Command::ShowChannel(wanted) => self
+                .find_channel(&wanted.channel)
+                .map(|view| self.channel_view(&view).into()),
+            Command::CloseAllChannels(wanted) => {
+                self.close_all_channels(&wanted, reply);
+                return ControlFlow::Continue(());
+            }
+            Command::RefundChannel(wanted) => {
+                let refunded = self.refund_channel_asked(&wanted);
+                self.answer_handed(refunded, reply);
+                return ControlFlow::Continue(());
+            }
         };
         let _ = reply.send(outcome);
         ControlFlow::Continue(())

@@ -8,6 +8,7 @@ use bitmesh_market::units::Msat;
 use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
 use bitmesh_wallet::chain::{BlockId, BroadcastError, ChainEvent, Start, Tip};
 use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::closing::Close;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
@@ -22,6 +23,10 @@ use crate::mesh::{Command, InboundId};
 use crate::payments::{ChainFact, Output};
 use crate::protocol::{Request, Response};
 use crate::records::{Codec, Kind, OpenedRecord};
+
+/// Blocks that are searched for a funding that was told of late: the peer may have been slower than
+/// the chain.
+const BLOCKS_SEARCHED: u32 = 6;
 
 /// A channel's funding, being watched.
 #[derive(Debug)]
@@ -88,21 +93,14 @@ impl Driver {
             } => {
                 self.watch(channel, outpoint, script, &funding);
             }
-            Output::CloseDue {
-                channel,
-                blocks_left,
-            } => {
-                warn!(%channel, blocks_left, "a channel's deadline has come; closing it");
-                if let Err(error) = self.close_channel(channel, None) {
-                    error!(%channel, %error, "the channel could not be closed");
-                }
-            }
+            Output::CloseDue { close, payout } => self.close_due(&close, payout),
             Output::RefundDue { channel } => {
                 let (feerate, now) = (self.payments.feerate(), self.clock.now());
                 if let Err(error) = self.payments.refund(channel, feerate, now) {
                     debug!(%channel, %error, "the refund has to wait");
                 }
             }
+            Output::CooperationDue { channel, buyer } => self.cooperation_due(channel, buyer),
             Output::CloseWanted { channel } => self.close_wanted(channel),
             Output::SplitDue { channel } => self.split_due(channel),
             Output::Closing { channel } => self.together_over(channel, Ok(())),
@@ -255,11 +253,57 @@ impl Driver {
         {
             debug!(%error, "a closing fee will not be shown");
         }
-        match self.watcher.watch(outpoint, script, funding) {
-            Ok(()) => self.chain_do(ChainCommand::LookAgain(outpoint)),
+        match self.watcher.watch(outpoint, script.clone(), funding) {
+            // Before that, it is among the scripts to begin with.
+            Ok(()) if self.follows_chain => {
+                let from = self.wallet.tip().height.saturating_sub(BLOCKS_SEARCHED);
+                let scripts = vec![script];
+                self.chain_do(ChainCommand::Watch { from, scripts });
+                self.chain_do(ChainCommand::LookAgain(outpoint));
+            }
+            Ok(()) => {}
             Err(error) => error!(%channel, %error, "a channel cannot be watched"),
         }
         self.watcher_events();
+    }
+
+    /// Seller: channels whose deadline has come are closed, or more is bid for their close.
+    fn close_due(&mut self, close: &Close, payout: Option<ScriptBuf>) {
+        let payout = match (payout, close.members.as_slice()) {
+            (Some(payout), _) => Ok(payout),
+            (None, [channel]) => self.payout(*channel),
+            (None, _) => self
+                .wallet
+                .change_script()
+                .map_err(|error| error.to_string()),
+        };
+        match payout {
+            Ok(payout) => {
+                let (channels, feerate) = (close.members.len(), close.feerate);
+                match close.replaces {
+                    None => warn!(channels, feerate, "a deadline has come; closing channels"),
+                    Some(txid) => warn!(channels, feerate, %txid, "bidding more for a close"),
+                }
+                let now = self.clock.now();
+                self.payments.close_due(close, payout, now);
+            }
+            Err(error) => {
+                error!(%error, "no address to close to; trying again with the next block");
+            }
+        }
+    }
+
+    /// Seller: asks a buyer that is there to close together before the deadline. One that is not there
+    /// is not looked for: closing alone is always possible.
+    fn cooperation_due(&mut self, channel: ProposalId, buyer: NodeId) {
+        if !self.connected.contains_key(&buyer) {
+            return;
+        }
+        info!(%channel, "the expiry comes near; asking the buyer to close together");
+        let now = self.clock.now();
+        if let Err(error) = self.payments.cooperate(channel, now) {
+            debug!(%channel, %error, "the buyer is not asked to close together");
+        }
     }
 
     /// The script that a channel is paid out to: one for all ways and attempts to close it.
@@ -358,6 +402,16 @@ impl Driver {
                 // Before the watcher sees this block, so that it sees in it whatever becomes of them.
                 self.adopt_lost_fundings();
                 self.tell_wallet();
+                // An address was used, so others further on may be used from this block on.
+                let from = match event {
+                    ChainEvent::Connected { height, .. }
+                    | ChainEvent::Disconnected { height, .. } => *height,
+                    ChainEvent::Mempool { .. } => self.wallet.tip().height.saturating_add(1),
+                };
+                let scripts = self.wallet.take_new_scripts();
+                if !scripts.is_empty() {
+                    self.chain_do(ChainCommand::Watch { from, scripts });
+                }
             }
             Err(error) => {
                 warn!(%error, "the wallet lost its place in the chain; reading from where it stood");
@@ -483,7 +537,7 @@ impl Driver {
     }
 
     /// Follows the chain from the lower of the two places that wallet and watcher know.
-    fn follow_chain(&self) {
+    fn follow_chain(&mut self) {
         let (wallet, watcher) = (self.wallet.start(), self.watcher.start());
         let lower = if self.wallet.tip().height <= self.watcher.height() {
             &wallet
@@ -494,9 +548,15 @@ impl Driver {
             locator: lower.locator.clone(),
             floor: lower.floor,
             unconfirmed: Vec::new(),
+            scripts: Vec::new(),
         };
         start.unconfirmed.extend(wallet.unconfirmed);
         start.unconfirmed.extend(watcher.unconfirmed);
+        start.scripts.extend(wallet.scripts);
+        start.scripts.extend(watcher.scripts);
+        self.follows_chain = true;
+        // All of the wallet's are among them.
+        let _ = self.wallet.take_new_scripts();
         self.chain_do(ChainCommand::Follow(start));
     }
 

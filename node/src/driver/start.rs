@@ -12,8 +12,12 @@ use bitmesh_market::lease::{Lease, LeaseId};
 use bitmesh_market::negotiation;
 use bitmesh_market::session;
 use bitmesh_wallet::chain::bitcoind::{self, Auth, Bitcoind};
+use bitmesh_wallet::chain::checked::Checked;
+use bitmesh_wallet::chain::electrum::Electrum;
+use bitmesh_wallet::chain::esplora::Esplora;
+use bitmesh_wallet::chain::filters::Filters;
 use bitmesh_wallet::chain::watch::Watcher;
-use bitmesh_wallet::chain::{ChainSource, Start};
+use bitmesh_wallet::chain::{ChainSource, Sight, Start};
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::exposure::{ExposureTable, ExposureTableError, Step};
 use bitmesh_wallet::channel::params::{PayeePolicy, PayerPolicy};
@@ -33,7 +37,7 @@ use crate::cache::Cache;
 use crate::chain::Chain;
 use crate::clock::Clock;
 use crate::compact::compact;
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::control::server::{self, BindError, Socket};
 use crate::control::{CALL_QUEUE, EVENT_BACKLOG};
 use crate::mesh;
@@ -178,12 +182,14 @@ async fn open(
         .and_then(|bytes| Watcher::restore(&bytes).ok())
         .unwrap_or_else(|| Watcher::new(wallet.birthday().unwrap_or_else(|| genesis(network))));
 
+    let source = chain_source(&config)?;
+    let (source_name, sight) = (source.name(), source.sight());
     let fallback = config.payments.fallback_feerate;
     let payments = Payments::new(
         node,
         words::bitcoin_network(network),
         Arc::clone(&keys),
-        policy(&config)?,
+        policy(&config, sight)?,
         fallback,
     );
     let mut seed = [0; 32];
@@ -191,7 +197,6 @@ async fn open(
     let (mesh, mesh_events, _task) = mesh::start(&config.mesh, network, seed)?;
     let (chain_updates, chain_inbox) = mpsc::channel(CHAIN_UPDATES);
     let every = Duration::from_millis(config.chain.poll_ms);
-    let source = chain_source(&config)?;
     let chain = Chain::start(source, clock, every, birth_height, chain_updates)
         .map_err(io_error("starting the chain thread"))?;
     let (calls, calls_inbox) = mpsc::channel(CALL_QUEUE);
@@ -234,6 +239,8 @@ async fn open(
         next_request: 0,
         answering: None,
         watched: BTreeMap::new(),
+        follows_chain: false,
+        source_name,
         chain_tip: None,
         told_tip: None,
         chain_trouble: None,
@@ -358,14 +365,16 @@ impl Driver {
 }
 
 /// What the operator's limits are in the channel machines' words.
-fn policy(config: &Config) -> Result<Policy, StartError> {
+fn policy(config: &Config, sight: Sight) -> Result<Policy, StartError> {
     let payments = &config.payments;
+    // Whoever cannot see a double-spend coming risks nothing on what can be double-spent.
+    let zero_conf = |sat| if sight.bears_zero_conf() { sat } else { 0 };
     let step = |confirmations, sat| Step {
         confirmations,
         limit: Amount::from_sat(sat),
     };
     let exposure = ExposureTable::new(vec![
-        step(0, payments.zero_conf.per_channel_sat),
+        step(0, zero_conf(payments.zero_conf.per_channel_sat)),
         step(1, payments.one_conf_sat),
         step(2, payments.two_conf_sat),
         Step {
@@ -385,12 +394,50 @@ fn policy(config: &Config) -> Result<Policy, StartError> {
             ..PayeePolicy::default()
         },
         payer: PayerPolicy::default(),
-        zero_conf_total: Amount::from_sat(payments.zero_conf.total_sat),
+        zero_conf_total: Amount::from_sat(zero_conf(payments.zero_conf.total_sat)),
         expiry_blocks: payments.expiry_blocks,
     })
 }
 
+/// The source that leads, and around it whatever confirms it.
 fn chain_source(config: &Config) -> Result<Box<dyn ChainSource>, StartError> {
+    let lead = one_source(config, config.chain.leads(config.network))?;
+    if config.chain.confirm.is_empty() {
+        return Ok(lead);
+    }
+    let others = config.chain.confirm.iter();
+    let others = others.map(|source| one_source(config, *source));
+    Ok(Box::new(Checked::new(
+        lead,
+        others.collect::<Result<_, _>>()?,
+    )))
+}
+
+fn one_source(config: &Config, source: Source) -> Result<Box<dyn ChainSource>, StartError> {
+    let (chain, network) = (&config.chain, config.network);
+    let fallback = FeeRate::from_sat_per_vb(config.payments.fallback_feerate);
+    let refused = |key| move |reason| StartError::Setting { key, reason };
+    Ok(match source {
+        Source::Bitcoind => Box::new(bitcoind_source(config, fallback)?),
+        Source::Filters => {
+            let filters = chain.filters_config(network, fallback);
+            let filters = Filters::new(filters, Start::default());
+            Box::new(filters.map_err(refused("chain.filters"))?)
+        }
+        Source::Esplora => {
+            let esplora = chain.esplora_config(network, fallback);
+            let esplora = Esplora::new(&esplora, Start::default());
+            Box::new(esplora.map_err(refused("chain.esplora"))?)
+        }
+        Source::Electrum => {
+            let electrum = chain.electrum_config(network, fallback);
+            let electrum = Electrum::new(&electrum, Start::default());
+            Box::new(electrum.map_err(refused("chain.electrum"))?)
+        }
+    })
+}
+
+fn bitcoind_source(config: &Config, fallback: Option<FeeRate>) -> Result<Bitcoind, StartError> {
     let settings = &config.chain.bitcoind;
     let network = words::bitcoin_network(config.network);
     let auth = match (&settings.user, &settings.password_file) {
@@ -413,8 +460,8 @@ fn chain_source(config: &Config) -> Result<Box<dyn ChainSource>, StartError> {
         }
     };
     let mut source = bitcoind::Config::new(settings.address(config.network), auth, network);
-    source.fallback_feerate = FeeRate::from_sat_per_vb(config.payments.fallback_feerate);
-    Ok(Box::new(Bitcoind::new(source, Start::default())))
+    source.fallback_feerate = fallback;
+    Ok(Bitcoind::new(source, Start::default()))
 }
 
 fn genesis(network: bitmesh_market::envelope::Network) -> bitmesh_wallet::chain::BlockId {
@@ -426,5 +473,27 @@ fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Io {
         what: what.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_unconfirmed_counts_where_the_whole_mempool_is_not_seen() {
+        let config = Config::default();
+        for (sight, per_channel, total) in [
+            (Sight::Blocks, 0, 0),
+            (Sight::Watched, 0, 0),
+            (Sight::Everything, 1_000, 5_000),
+        ] {
+            let policy = policy(&config, sight).unwrap();
+
+            let expected = Amount::from_sat(per_channel);
+            assert_eq!(policy.payee.exposure.limit(0), expected, "{sight:?}");
+            assert_eq!(policy.zero_conf_total, Amount::from_sat(total));
+            assert_eq!(policy.payee.exposure.limit(1), Amount::from_sat(50_000));
+        }
     }
 }

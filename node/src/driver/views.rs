@@ -144,7 +144,7 @@ impl Driver {
             role: channel_role(view.role),
             peer: view.peer.to_string(),
             state: channel_state(view),
-            reason: channel_reason(view),
+            reason: channel_reason(view).or_else(|| self.waiting_reason(view)),
             capacity_sat: capacity,
             paid_sat: paid,
             remaining_sat: capacity.saturating_sub(paid),
@@ -154,15 +154,45 @@ impl Driver {
             confirmations,
             expiry_height: view.expiry,
             expires_in_blocks: view.expiry.saturating_sub(height),
+            steps: self
+                .payments
+                .steps(view)
+                .into_iter()
+                .map(|step| words::channel_step(view.role, step, height))
+                .collect(),
             refund: (view.role == Role::Payer && settled.is_none()).then_some(api::Refund {
                 amount_sat: capacity,
                 due: height > 0 && height >= view.expiry,
-                txid: None,
+                txid: view
+                    .ending
+                    .filter(|_| view.stage == ChannelStage::Refunding)
+                    .map(|txid| txid.to_string()),
             }),
-            closing_txid: settled.map(|settlement| settlement.txid.to_string()),
+            closing_txid: settled
+                .map(|settlement| settlement.txid)
+                .or(view.ending)
+                .map(|txid| txid.to_string()),
             fees_sat: view.fees.to_sat(),
             opened_at: words::moment(view.opened_at),
         }
+    }
+
+    fn waiting_reason(&self, view: &ChannelView) -> Option<api::Reason> {
+        let waiting = self.payments.waiting(view.proposal)?;
+        Some(api::Reason {
+            code: "close_waits".to_owned(),
+            message: format!(
+                "closing would cost {} of {} sat at {} sat/vB; it waits until that is at most half",
+                waiting.fee.to_sat(),
+                waiting.total.to_sat(),
+                waiting.feerate,
+            ),
+            hint: Some(
+                "it is looked at with every block; \"bitmesh channels close\" with --feerate closes \
+                 it at a rate of your own"
+                    .to_owned(),
+            ),
+        })
     }
 
     pub(super) fn balance_view(&self) -> api::Balance {
@@ -179,18 +209,20 @@ impl Driver {
     pub(super) fn chain_view(&self) -> api::Chain {
         let tip = self.wallet.tip();
         api::Chain {
-            source: format!("bitcoind at {}", self.config.chain.place(self.network)),
+            source: self.source_name.clone(),
             connected: self.chain_tip.is_some() && self.chain_trouble.is_none(),
             height: tip.height,
+            source_height: self.chain_tip.map_or(0, |tip| tip.headers),
             tip: tip.hash.to_string(),
             synced: self.is_synced(),
             feerate_sat_per_kvb: self.feerate.map(|rate| rate.saturating_mul(1_000)),
             problem: self.chain_trouble.as_ref().map(|message| api::Reason {
                 code: "chain_unreachable".to_owned(),
                 message: message.clone(),
-                hint: Some(
-                    "check chain.bitcoind in the configuration; it is being asked again".to_owned(),
-                ),
+                hint: Some(format!(
+                    "check chain.{} in the configuration; it is being asked again",
+                    self.config.chain.leads(self.network)
+                )),
             }),
         }
     }

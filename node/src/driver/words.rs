@@ -4,9 +4,11 @@ use bitmesh_market::lease::LeaseId;
 use bitmesh_market::negotiation::Refusal;
 use bitmesh_market::session::{CloseReason, PauseReason};
 use bitmesh_market::time::UnixTime;
+use bitmesh_wallet::channel::deadline::Phase;
 use bitmesh_wallet::keys::Role;
 
 use crate::control::{ApiError, ErrorCode, api};
+use crate::payments::Step;
 use crate::protocol;
 
 pub(super) fn role(role: Role) -> api::Role {
@@ -190,6 +192,59 @@ pub(super) fn refusal(refusal: Refusal) -> protocol::Refusal {
 pub(super) fn refusal_back(refused: &protocol::Refusal) -> Option<Refusal> {
     let number = refused.detail.split(' ').next()?;
     Refusal::from_code(number.parse().ok()?)
+}
+
+/// Something that happens to a channel, with its reason.
+pub(super) fn channel_step(role: Role, step: Step, height: u32) -> api::ChannelStep {
+    let (what, why) = match (step.phase, role) {
+        (Phase::Serve | Phase::Propose | Phase::Stop, Role::Payee) => (
+            api::StepKind::Stops,
+            "nothing more is carried on it, so that it can be closed in time",
+        ),
+        (Phase::Serve | Phase::Propose | Phase::Stop, Role::Payer) => (
+            api::StepKind::Stops,
+            "nothing more is paid on it; the next purchase opens another",
+        ),
+        (Phase::Cooperate, Role::Payee) => (
+            api::StepKind::Asks,
+            "the buyer is asked to close together while it is there, for three quarters of the fee",
+        ),
+        (Phase::Cooperate, Role::Payer) => (
+            api::StepKind::Asks,
+            "the seller asks this node to close together; the rest comes back a day sooner",
+        ),
+        (Phase::Close, Role::Payee) => (
+            api::StepKind::Closes,
+            "this node takes what it was paid, well before the buyer may take everything back",
+        ),
+        (Phase::Close, Role::Payer) => (
+            api::StepKind::Closes,
+            "the seller takes what it was paid; the rest comes back",
+        ),
+        (Phase::Raise, Role::Payee | Role::Payer) => (
+            api::StepKind::BidsMore,
+            "if no block has taken the close up, half as much again is bid every 6 blocks",
+        ),
+        (Phase::Last, Role::Payee | Role::Payer) => (
+            api::StepKind::BidsHalf,
+            "if no block has taken the close up, up to half of what was paid is bid",
+        ),
+        (Phase::Expired, Role::Payee) => (
+            api::StepKind::Expires,
+            "the buyer may take everything back; whoever is mined first wins",
+        ),
+        (Phase::Expired, Role::Payer) => (
+            api::StepKind::Expires,
+            "this node takes back all that the seller has not claimed",
+        ),
+    };
+    let at = step.height.get();
+    api::ChannelStep {
+        what,
+        height: at,
+        in_blocks: at.saturating_sub(height),
+        why: why.to_owned(),
+    }
 }
 
 #[cfg(test)]

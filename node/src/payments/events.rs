@@ -172,6 +172,14 @@ impl Payments {
                         }) {
                             channel.ending = Some((*tx).clone());
                         }
+                        // Channels that end in one transaction each want it broadcast.
+                        let is_queued = |output: &Output| match output {
+                            Output::Broadcast(queued) => *queued == tx,
+                            _ => false,
+                        };
+                        if self.outputs.iter().any(is_queued) {
+                            continue;
+                        }
                         Output::Broadcast(tx)
                     }
                     payee::Output::Watch {
@@ -248,12 +256,10 @@ impl Payments {
                     self.budget.lost(proposal, tip);
                 }
             }
-            payee::Event::CloseDue { blocks_left, .. } => {
-                self.outputs.push_back(Output::CloseDue {
-                    channel: proposal,
-                    blocks_left,
-                });
-            }
+            payee::Event::CooperationDue { .. } => return self.cooperation_due(proposal),
+            // Closes are planned for all channels at once, after each block. Nothing carries a channel
+            // over yet: it is used until service stops.
+            payee::Event::CloseDue { .. } | payee::Event::RolloverDue { .. } => return,
             payee::Event::SplitDue => {
                 self.outputs
                     .push_back(Output::SplitDue { channel: proposal });

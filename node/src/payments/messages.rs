@@ -290,18 +290,22 @@ impl Payments {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::sync::Arc;
 
+    use bitcoin::absolute::LockTime;
     use bitcoin::secp256k1::Secp256k1;
-    use bitcoin::{Network, ScriptBuf};
+    use bitcoin::{Network, ScriptBuf, Transaction, TxIn, TxOut, Witness};
     use bitmesh_market::identity::{Ed25519Signer, Signer as _};
     use bitmesh_market::lease::LeaseId;
     use bitmesh_market::units::Msat;
     use bitmesh_wallet::channel::deadline::BlockHeight;
+    use bitmesh_wallet::channel::message::Funding;
     use bitmesh_wallet::channel::params::{self, PayeePolicy, PayerPolicy};
+    use bitmesh_wallet::channel::{TrancheIndex, tx};
     use bitmesh_wallet::keys::Keys;
 
-    use super::super::Policy;
+    use super::super::{ChainFact, Policy};
     use super::*;
 
     const NETWORK: Network = Network::Regtest;
@@ -377,6 +381,85 @@ mod tests {
         stages
             .filter(|stage| *stage == payee::Stage::Accepted)
             .count()
+    }
+
+    /// A channel that `buyer` has funded and blocks hold.
+    fn funded(seller: &mut Payments, buyer: u8) -> ProposalId {
+        lease(seller, buyer);
+        assert!(propose(seller, buyer, 0).0);
+        let proposal = open(buyer, 0).proposal();
+        let machine = &seller.payees[&proposal].machine;
+        let contract = machine.contract();
+        let tx = Transaction {
+            version: tx::VERSION,
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn {
+                witness: Witness::from_slice(&[[0x55; 64]]),
+                ..TxIn::default()
+            }],
+            output: vec![TxOut {
+                value: contract.open().capacity,
+                script_pubkey: contract.scripts().output().clone(),
+            }],
+        };
+        let funding = Funding {
+            channel: machine.channel(),
+            tranche: TrancheIndex::FIRST,
+            tx,
+            vout: 0,
+        };
+        let funding = Message::Funding(Box::new(funding));
+        seller.received(node(buyer), funding, epoch()).unwrap();
+        seller.on_chain(proposal, ChainFact::Confirmed(6), epoch());
+        while seller.poll_output().is_some() {}
+        proposal
+    }
+
+    /// Lets blocks come up to `height`; how often the seller wants to ask, and how often it does if
+    /// it may, that is if the buyer is there.
+    fn blocks(seller: &mut Payments, heights: Range<u32>, is_there: bool) -> (usize, usize) {
+        let (mut wanted, mut asked) = (0, 0);
+        for height in heights {
+            seller.tip_changed(BlockHeight::new(height), epoch());
+            while let Some(output) = seller.poll_output() {
+                match output {
+                    Output::CooperationDue { channel, .. } => {
+                        wanted += 1;
+                        if is_there {
+                            seller.cooperate(channel, epoch()).unwrap();
+                        }
+                    }
+                    Output::Send {
+                        message: Message::CloseAsk(_),
+                        ..
+                    } => asked += 1,
+                    _ => {}
+                }
+            }
+            // Nobody answers, and the attempt is given up long before the next block.
+            seller.handle_timeout(epoch() + params::CLOSE_PATIENCE);
+            while seller.poll_output().is_some() {}
+        }
+        (wanted, asked)
+    }
+
+    #[test]
+    fn a_buyer_that_does_not_answer_is_asked_to_close_together_every_six_blocks_until_the_close() {
+        let mut seller = seller();
+        funded(&mut seller, 1);
+        let expiry = TIP + params::DEFAULT_TERM;
+
+        let early = blocks(&mut seller, expiry - 230..expiry - 216, true);
+        assert_eq!(early, (0, 0));
+
+        // A buyer that is away is looked out for with every block, and asked nothing.
+        let away = blocks(&mut seller, expiry - 216..expiry - 186, false);
+        assert_eq!(away, (30, 0));
+
+        let there = blocks(&mut seller, expiry - 186..expiry - 144, true);
+        assert_eq!(there, (7, 7));
+        let late = blocks(&mut seller, expiry - 144..expiry, true);
+        assert_eq!(late, (0, 0));
     }
 
     #[test]

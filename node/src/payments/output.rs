@@ -5,6 +5,7 @@ use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::PayFailure;
 use bitmesh_market::units::Msat;
+use bitmesh_wallet::channel::closing::{Close, Outputs};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
 use bitmesh_wallet::channel::record::Record;
@@ -49,12 +50,22 @@ pub(crate) enum Output {
         /// The transaction that makes it.
         funding: Box<Transaction>,
     },
-    /// The channel's deadline has come: answer with [`Payments::close`].
+    /// The deadline of these channels has come, or more has to be bid for their close: answer with
+    /// [`Payments::close_due`].
     CloseDue {
+        /// Which, and at what fee rate.
+        close: Close,
+        /// Where to; a fresh script of the wallet if nothing is replaced.
+        payout: Option<ScriptBuf>,
+    },
+    /// Seller: the expiry comes near, and the buyer should be asked to close together. Answer with
+    /// [`Payments::cooperate`] if there is a connection to it; if not, this comes again with the next
+    /// block.
+    CooperationDue {
         /// Which channel.
         channel: ProposalId,
-        /// Blocks until the payer's refund is valid too.
-        blocks_left: u32,
+        /// Who pays on it.
+        buyer: NodeId,
     },
     /// The payer may take its money back: answer with [`Payments::refund`].
     RefundDue {
@@ -71,7 +82,8 @@ pub(crate) enum Output {
         /// Which channel.
         channel: ProposalId,
     },
-    /// This channel is being closed together by a transaction that both have signed.
+    /// This channel is being closed, by a transaction that both have signed or, where this node is
+    /// paid, that it has made alone.
     Closing {
         /// Which channel.
         channel: ProposalId,
@@ -156,16 +168,22 @@ impl ChainFact {
         })
     }
 
-    pub(super) fn for_payee(self) -> payee::Input {
+    /// `outputs` are those of all channels that this node is paid on: a close may spend several.
+    pub(super) fn for_payee(self, outputs: &Outputs) -> payee::Input {
         match self {
             Self::Seen(sighting) => payee::Input::FundingSeen(sighting),
             Self::Confirmed(confirmations) => payee::Input::FundingConfirmed { confirmations },
             Self::Dropped => payee::Input::FundingDropped,
             Self::Conflicted(confirmations) => payee::Input::FundingConflicted { confirmations },
-            Self::Spent(tx, height) => payee::Input::Spent {
-                tx,
-                height: height.map(BlockHeight::new),
-            },
+            Self::Spent(tx, height) => {
+                let height = height.map(BlockHeight::new);
+                match outputs.spent_in(&tx) {
+                    Some(spent) if tx.input.len() > 1 => {
+                        payee::Input::SpentInBatch { tx, height, spent }
+                    }
+                    Some(_) | None => payee::Input::Spent { tx, height },
+                }
+            }
             Self::Unspent => payee::Input::Unspent,
         }
     }

@@ -1,6 +1,6 @@
 //! What people may see of channels.
 
-use bitcoin::{Amount, OutPoint, Txid};
+use bitcoin::{Amount, OutPoint, Transaction, Txid};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
@@ -56,6 +56,8 @@ pub(crate) struct ChannelView {
     pub(crate) funding: Option<OutPoint>,
     pub(crate) expiry: u32,
     pub(crate) settlement: Option<Settlement>,
+    /// The transaction that this node has made to end it.
+    pub(crate) ending: Option<Txid>,
     /// What this node has paid the miners for it.
     pub(crate) fees: Amount,
     pub(crate) opened_at: UnixTime,
@@ -127,6 +129,7 @@ impl Payments {
                 funding: channel.funding,
                 expiry: machine.open().expiry.get(),
                 settlement: machine.settlement(),
+                ending: channel.ending.as_ref().map(Transaction::compute_txid),
                 fees: fees(
                     channel.fees,
                     machine
@@ -161,6 +164,7 @@ impl Payments {
             funding: channel.funding,
             expiry: open.expiry.get(),
             settlement: machine.settlement(),
+            ending: channel.ending.as_ref().map(Transaction::compute_txid),
             fees: fees(
                 channel.fees,
                 machine
@@ -228,7 +232,11 @@ impl Payments {
                 (channel.ending.as_ref()?, channel.machine.tranche()?)
             }
         };
-        let settlement = tranche.settlement(transaction, None)?;
+        let mut settlement = tranche.settlement(transaction, None)?;
+        if transaction.input.len() > 1 {
+            let spent = self.outputs_paid_on().spent_in(transaction)?;
+            settlement = settlement.bear(tranche.fee_share(transaction, spent));
+        }
         let (received, fee) = match is_payer {
             true => (settlement.returned, settlement.payer_fee()),
             false => (settlement.received, settlement.payee_fee()),

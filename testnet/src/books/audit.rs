@@ -1,6 +1,6 @@
 //! Drawing up the accounts of a network: asking every node and the chain.
 
-use bitcoin::{Amount, OutPoint, Txid};
+use bitcoin::{Amount, OutPoint, Transaction, Txid};
 use bitmesh_node::control::api::{
     Channel, ChannelRole, EarningsChannel, GetBalance, GetEarnings, Lease, ListChannels,
     ListLeases, Role,
@@ -214,7 +214,13 @@ fn channel_book(
         .or(paid.closing_txid.as_deref());
     let closing = closing.and_then(|text| text.parse::<Txid>().ok());
     let closing = closing.ok_or_else(|| payer.missing("the closing", id))?;
-    let closed = chain.transaction(closing)?.output;
+    let closed = chain.transaction(closing)?;
+    let (closed_sat, closing_fee_sat) = part_of(
+        &closed,
+        funding,
+        paying.capacity_sat,
+        chain.fee(closing)?.to_sat(),
+    );
 
     Ok(ChannelBook {
         channel: id.clone(),
@@ -227,8 +233,35 @@ fn channel_book(
         received_sat: earned.received_sat,
         told_fees_sat: [paying.fees_sat, earned.fees_sat],
         funded_sat: funded.map_or(Amount::ZERO, |output| output.value).to_sat(),
-        closed_sat: closed.iter().map(|output| output.value.to_sat()).collect(),
+        closed_sat,
         funding_fee_sat: chain.fee(funding.txid)?.to_sat(),
-        closing_fee_sat: chain.fee(closing)?.to_sat(),
+        closing_fee_sat,
     })
+}
+
+/// What a channel funded by `funding` has of the transaction that closes it: what it pays out for this
+/// channel, and this channel's part of the fee.
+///
+/// A transaction that closes several has one payout for all. Its fee is split by weight, 603 units for
+/// a channel with change and 431 for one without, and the first input bears what does not divide. That
+/// is reckoned here and not asked of the product. That the payout itself is what these parts add up to is
+/// seen in the payee's wallet.
+fn part_of(closing: &Transaction, funding: OutPoint, capacity: u64, fee: u64) -> (Vec<u64>, u64) {
+    let values = closing.output.iter().map(|output| output.value.to_sat());
+    let mut inputs = closing.input.iter();
+    let place = inputs.position(|input| input.previous_output == funding);
+    let (Some(place), 2..) = (place, closing.input.len()) else {
+        return (values.collect(), fee);
+    };
+    let changes = closing.output.len().saturating_sub(1);
+    let weight = |at: usize| if at < changes { 603 } else { 431 };
+    let whole: u64 = (0..closing.input.len()).map(weight).sum();
+    let share = |at: usize| fee * weight(at) / whole;
+    let share = match place {
+        0 => fee - (1..closing.input.len()).map(share).sum::<u64>(),
+        other => share(other),
+    };
+    let change = values.take(changes).nth(place);
+    let payout = capacity - change.unwrap_or(0) - share;
+    (change.into_iter().chain([payout]).collect(), share)
 }

@@ -7,22 +7,21 @@
 //! believed before it is loaded), a reorganisation, a warm-up, an overload. All of those are
 //! [`ChainError::Unavailable`] or nothing at all.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use bitcoin::consensus::encode::serialize_hex;
-use bitcoin::{Amount, BlockHash, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
+use bitcoin::consensus::encode::{deserialize_hex, serialize_hex};
+use bitcoin::{Amount, Block, BlockHash, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use self::follow::{Follower, ask, block_hash};
 use self::rpc::{CallError, Rpc};
+use super::follow::{Follower, Node};
 use super::{
     Accepted, BlockId, BroadcastError, ChainError, ChainEvent, ChainSource, ConfirmedOutput,
-    RejectReason, Rejection, Start, Tip, Verdict,
+    RejectReason, Rejection, Sight, Start, Tip, Verdict,
 };
 
-mod follow;
 mod rpc;
 
 pub use self::rpc::{Auth, Config};
@@ -36,6 +35,12 @@ const ALREADY_IN_CHAIN: i32 = -27;
 const TRANSACTION_ERROR: i32 = -25;
 /// Refused by consensus or policy.
 const TRANSACTION_REJECTED: i32 = -26;
+/// "Block height out of range."
+const INVALID_PARAMETER: i32 = -8;
+/// "Block not available (pruned data)", among others.
+const MISC_ERROR: i32 = -1;
+/// "No such mempool transaction", "Block not found".
+const NOT_FOUND: i32 = -5;
 /// Not a transaction at all.
 const DESERIALIZATION_ERROR: i32 = -22;
 
@@ -113,6 +118,12 @@ struct MempoolFloor {
 }
 
 #[derive(Deserialize)]
+struct MempoolState {
+    #[serde(default)]
+    loaded: Option<bool>,
+}
+
+#[derive(Deserialize)]
 struct TestedTransaction {
     allowed: bool,
     #[serde(default)]
@@ -149,13 +160,104 @@ struct PackageResult {
     results: HashMap<String, serde::de::IgnoredAny>,
 }
 
+impl Node for Rpc {
+    fn best_block(&self) -> Result<BlockHash, ChainError> {
+        ask(self, "getbestblockhash", json!([]))
+    }
+
+    fn block_hash(&self, height: u32) -> Result<Option<BlockHash>, ChainError> {
+        match self.call("getblockhash", &json!([height])) {
+            Ok(hash) => Ok(Some(hash)),
+            Err(CallError::Answer {
+                code: INVALID_PARAMETER,
+                ..
+            }) => Ok(None),
+            Err(error) => Err(self.unexpected("getblockhash", error)),
+        }
+    }
+
+    fn block(&self, hash: BlockHash, height: u32) -> Result<Block, ChainError> {
+        const METHOD: &str = "getblock";
+        let hex: String = match self.call(METHOD, &json!([hash, 0])) {
+            Ok(hex) => hex,
+            Err(CallError::Answer {
+                code: MISC_ERROR,
+                message,
+            }) if message.contains("prune") => {
+                return Err(ChainError::Pruned {
+                    node: self.node().to_owned(),
+                    height,
+                });
+            }
+            Err(error) => return Err(self.unexpected(METHOD, error)),
+        };
+        let block: Block = deserialize_hex(&hex).map_err(|error| self.protocol(METHOD, error))?;
+        if block.block_hash() != hash {
+            return Err(self.protocol(METHOD, "another block than the one asked for"));
+        }
+        Ok(block)
+    }
+
+    fn mempool(&self) -> Result<Option<HashSet<Txid>>, ChainError> {
+        // Until bitcoind has read its mempool back from disk after a start, everything would look
+        // evicted.
+        let state: MempoolState = ask(self, "getmempoolinfo", json!([]))?;
+        if !state.loaded.unwrap_or(true) {
+            return Ok(None);
+        }
+        ask(self, "getrawmempool", json!([])).map(Some)
+    }
+
+    fn transactions(&self, txids: &[Txid]) -> Result<Vec<Transaction>, ChainError> {
+        const METHOD: &str = "getrawtransaction";
+        let params: Vec<Value> = txids.iter().map(|txid| json!([txid])).collect();
+        let mut transactions = Vec::with_capacity(txids.len());
+        for answer in self.batch::<String>(METHOD, &params)? {
+            match answer {
+                Ok(hex) => transactions
+                    .push(deserialize_hex(&hex).map_err(|error| self.protocol(METHOD, error))?),
+                Err(CallError::Answer {
+                    code: NOT_FOUND, ..
+                }) => {}
+                Err(error) => return Err(self.unexpected(METHOD, error)),
+            }
+        }
+        Ok(transactions)
+    }
+}
+
+/// Makes a call that has no legitimate refusal.
+fn ask<T: serde::de::DeserializeOwned>(
+    rpc: &Rpc,
+    method: &'static str,
+    params: Value,
+) -> Result<T, ChainError> {
+    rpc.call(method, &params)
+        .map_err(|error| rpc.unexpected(method, error))
+}
+
 impl ChainSource for Bitcoind {
+    fn name(&self) -> String {
+        let place = self.rpc.node();
+        let place = place.strip_prefix("http://").unwrap_or(place);
+        format!("bitcoind at {place}")
+    }
+
+    fn sight(&self) -> Sight {
+        Sight::Everything
+    }
+
     fn poll(&mut self, now: u64) -> Result<Vec<ChainEvent>, ChainError> {
         self.follower.step(&self.rpc, now)
     }
 
     fn restart(&mut self, start: Start) {
         self.follower = Follower::new(start);
+    }
+
+    fn watch(&mut self, from: u32, _scripts: &[ScriptBuf]) {
+        // Everything is told whatever the scripts, but the listener was not listening for them.
+        self.follower.tell_again(from);
     }
 
     fn look_again(&mut self, txids: &[Txid], spent: &[OutPoint]) -> Result<(), ChainError> {
@@ -265,7 +367,10 @@ impl ChainSource for Bitcoind {
     }
 
     fn block_at(&self, height: u32) -> Result<Option<BlockId>, ChainError> {
-        Ok(block_hash(&self.rpc, height)?.map(|hash| BlockId { height, hash }))
+        Ok(self
+            .rpc
+            .block_hash(height)?
+            .map(|hash| BlockId { height, hash }))
     }
 
     fn confirmed_output(&self, outpoint: &OutPoint) -> Result<Option<ConfirmedOutput>, ChainError> {
@@ -285,19 +390,20 @@ impl ChainSource for Bitcoind {
 }
 
 /// The feerate of an amount per 1,000 virtual bytes, rounded up to whole sat per 1,000 weight.
-fn feerate_of(per_kvb: Amount) -> FeeRate {
+pub(super) fn feerate_of(per_kvb: Amount) -> FeeRate {
     FeeRate::from_sat_per_kwu(per_kvb.to_sat().div_ceil(4))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
+pub(super) enum Refusal {
     InMempool,
     InChain,
     Rejected(RejectReason),
 }
 
-/// Sorts bitcoind's words. They are stable: wallets have relied on them for a decade.
-fn sort_refusal(words: &str) -> Refusal {
+/// Sorts bitcoind's words. They are stable: wallets have relied on them for a decade. Servers in
+/// front of a bitcoind pass them on.
+pub(super) fn sort_refusal(words: &str) -> Refusal {
     use RejectReason::{Conflict, FeeTooLow, Invalid, MissingInputs, NotFinal, Policy};
     const SORTED: &[(&str, Refusal)] = &[
         ("already-in-mempool", Refusal::InMempool),

@@ -5,10 +5,10 @@
 //! what spends the output. It works on whole transactions, so it needs no index and no wallet on
 //! the node behind it.
 //!
-//! It only knows what it was told. After [`Watcher::watch`], ask the source to
-//! [look again](super::ChainSource::look_again) at the mempool for what it told before; and if
-//! the funding may be in a block already, [restart](super::ChainSource::restart) it from below
-//! that block: blocks the watcher knows are searched again and change nothing else.
+//! It only knows what it was told. After [`Watcher::watch`], have the source
+//! [watch](super::ChainSource::watch) the script too, from below the block that may hold the funding
+//! already, and [look again](super::ChainSource::look_again) at the mempool for what it told before.
+//! Blocks the watcher knows are searched again and change nothing else.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -181,6 +181,11 @@ impl Watcher {
             locator: self.blocks.iter().rev().copied().collect(),
             floor: self.blocks.front().map_or(self.next, |block| block.height),
             unconfirmed: unconfirmed.collect(),
+            scripts: self
+                .watched
+                .values()
+                .map(|watched| watched.script.clone())
+                .collect(),
         }
     }
 

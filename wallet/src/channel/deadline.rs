@@ -57,6 +57,10 @@ pub struct Margins {
     pub cooperate: u32,
     /// Broadcast the unilateral close (one day).
     pub close: u32,
+    /// Begin to bid more for a close that no block has taken up.
+    pub raise: u32,
+    /// Bid up to half of what is at stake (six hours).
+    pub last: u32,
 }
 
 impl Default for Margins {
@@ -66,17 +70,21 @@ impl Default for Margins {
             stop: 288,
             cooperate: 216,
             close: 144,
+            raise: 100,
+            last: 36,
         }
     }
 }
 
 impl Margins {
-    /// Whether the steps come in their order and leave at least one block for the close.
+    /// Whether the steps come in their order and leave at least one block for the last bid.
     pub const fn is_ordered(&self) -> bool {
         self.propose >= self.stop
             && self.stop >= self.cooperate
             && self.cooperate >= self.close
-            && self.close > 0
+            && self.close >= self.raise
+            && self.raise >= self.last
+            && self.last > 0
     }
 
     /// Where a channel that expires at `expiry` stands when the chain's tip is `tip`.
@@ -84,6 +92,10 @@ impl Margins {
         let left = tip.blocks_until(expiry);
         if left == 0 {
             Phase::Expired
+        } else if left <= self.last {
+            Phase::Last
+        } else if left <= self.raise {
+            Phase::Raise
         } else if left <= self.close {
             Phase::Close
         } else if left <= self.cooperate {
@@ -104,6 +116,8 @@ impl Margins {
             (self.stop, Phase::Stop),
             (self.cooperate, Phase::Cooperate),
             (self.close, Phase::Close),
+            (self.raise, Phase::Raise),
+            (self.last, Phase::Last),
             (0, Phase::Expired),
         ];
         // Equal margins make two steps fall on one height; the later phase is the one entered.
@@ -129,6 +143,10 @@ pub enum Phase {
     Cooperate,
     /// The payee must broadcast its unilateral close.
     Close,
+    /// The payee bids more and more for its close; see [`super::closing`].
+    Raise,
+    /// The payee bids up to half of what is at stake.
+    Last,
     /// The payer's refund is valid too.
     Expired,
 }

@@ -1,9 +1,9 @@
 //! Both keys of a tranche as one: MuSig2 (BIP-327) over the taproot output key.
 //!
-//! Two rounds. In the first each side makes a [`Nonce`] and sends its public half; in the second each
+//! Two rounds. In the first each side makes a `Nonce` and sends its public half; in the second each
 //! makes a partial signature, which consumes the secret half. Two signatures with one secret nonce
 //! give the key away, so a secret nonce is never written down, never copied, and cannot be used
-//! twice: [`Nonce::sign`] takes it by value. After a restart an attempt begins anew.
+//! twice: `Nonce::sign` takes it by value. After a restart an attempt begins anew.
 
 use std::fmt;
 

@@ -64,6 +64,17 @@ pub enum Input {
         /// The height of its block.
         height: Option<BlockHeight>,
     },
+    /// Like [`Spent`](Self::Spent), by a batch.
+    SpentInBatch {
+        /// What spent it.
+        tx: Box<Transaction>,
+        /// The height of its block.
+        height: Option<BlockHeight>,
+        /// What its inputs hold in all
+        /// ([`Outputs::spent_in`](super::closing::Outputs::spent_in)), from which follows what of
+        /// its fee this channel bears.
+        spent: Amount,
+    },
     /// What spent the funding output is gone from chain and mempool.
     Unspent,
     /// The operator, or the answer to [`Event::CloseDue`]: end the channel with the best voucher.
@@ -74,10 +85,19 @@ pub enum Input {
         /// What to pay the miners.
         feerate: FeeRate,
     },
+    /// The channel ends in this batch ([`commitments`](super::batch::commitments)). Replaces a close
+    /// made before, and like [`CloseAsked`](Self::CloseAsked) it ends an attempt to close together.
+    CloseInBatch {
+        /// Fully signed, with this channel's best voucher.
+        tx: Box<Transaction>,
+    },
     /// The operator: close together with the payer, at whatever the fee takes. Ends in
     /// [`Event::Closing`] or, within [`CLOSE_PATIENCE`](super::params::CLOSE_PATIENCE), in
     /// [`Event::CloseFailed`].
     TogetherAsked,
+    /// The answer to [`Event::CooperationDue`]: like [`TogetherAsked`](Self::TogetherAsked), as long as
+    /// the fee takes at most half of what is paid. Else the channel waits for its deadline.
+    CooperationAsked,
     /// The answer to [`Event::SplitDue`].
     SplitChosen {
         /// Where the payout goes: an unused pay-to-taproot script of our wallet. The same for every
@@ -178,8 +198,23 @@ pub enum Event {
     /// The expiry is near: end service on this channel. Vouchers that pay for service already
     /// given are still taken until the close.
     ServiceStopped,
-    /// The close must be broadcast: answer with [`Input::CloseAsked`]. Repeated with every block
-    /// until done.
+    /// The channel should be carried over into a new one; service goes on. Repeated with every block
+    /// until [`ServiceStopped`](Self::ServiceStopped). Whoever can make a rollover proposes it on
+    /// this; without an answer the channel simply runs out.
+    RolloverDue {
+        /// Blocks left until the payer's refund is valid too.
+        blocks_left: u32,
+    },
+    /// The payer should be asked to end the channel together, which is cheaper for both than what
+    /// comes next. Repeated with every block until [`CloseDue`](Self::CloseDue). Answer with
+    /// [`Input::CooperationAsked`], now and then; what is not agreed by then is closed alone.
+    CooperationDue {
+        /// Blocks left until the payer's refund is valid too.
+        blocks_left: u32,
+    },
+    /// The close must be broadcast: answer with [`Input::CloseAsked`], or [`Input::CloseInBatch`]
+    /// if others are due too; [`closing::plan`](super::closing::plan) says which, and at what bid,
+    /// also in the blocks after. Repeated with every block until a close is made.
     CloseDue {
         /// What is at stake.
         held: Amount,
@@ -279,6 +314,9 @@ pub enum CloseError {
     /// The transaction cannot be made.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The transaction given does not pay out this channel's best voucher.
+    #[error("the transaction does not close this channel with its best voucher")]
+    Elsewhere,
 }
 
 /// Why records do not make a machine.

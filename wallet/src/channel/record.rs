@@ -170,6 +170,24 @@ impl Settlement {
             End::Together => self.received == Amount::ZERO,
         }
     }
+
+    /// The same settlement with `fee` taken out of what the payee received: its share of the fee of
+    /// a transaction that closed several channels ([`Tranche::fee_share`](super::params::Tranche::fee_share)). What
+    /// was paid stays as it was. Bears at most what was received. Only commitments share: a refund and
+    /// a close together stay as they are.
+    #[must_use]
+    pub fn bear(self, fee: Amount) -> Self {
+        let paid = self.paid();
+        let fee = fee.min(paid);
+        match (self.end, paid.checked_sub(fee)) {
+            (End::Commitment, Some(received)) => Self {
+                received,
+                fee,
+                ..self
+            },
+            (End::Commitment, None) | (End::Refund | End::Together, _) => self,
+        }
+    }
 }
 
 impl Record {

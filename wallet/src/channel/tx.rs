@@ -167,8 +167,9 @@ impl Tranche {
     /// What a transaction that spends this tranche makes of it; `None` if it does not spend it.
     /// `height` is the height of its block, if it is in one.
     ///
-    /// Where a commitment closes several channels at once, its fee is not split: the whole payment
-    /// counts as received.
+    /// Where a commitment closes several channels at once, its fee is not split, since one tranche
+    /// does not say what the others hold: the whole payment counts as received. Who knows that
+    /// splits it with [`Settlement::bear`](super::record::Settlement::bear).
     pub fn settlement(&self, tx: &Transaction, height: Option<BlockHeight>) -> Option<Settlement> {
         let index = tx
             .input
@@ -293,7 +294,12 @@ pub(super) fn weight_with(tx: &Transaction, witness: Witness) -> Weight {
     tx.weight()
 }
 
-fn less_fee(
+/// What is left of `value` after the fee for `weight`.
+///
+/// # Errors
+///
+/// Returns [`BuildError`] if that is less than dust.
+pub(super) fn less_fee(
     value: Amount,
     weight: Weight,
     payout: &Script,
@@ -334,7 +340,11 @@ fn sign(tx: &Transaction, tranche: &Tranche, leaf: &Leaf, keypair: &Keypair) -> 
 }
 
 /// `<S> <B> script control`: the script checks the payer's signature first, so it is on top.
-fn update_witness(leaf: &Leaf, payer: &taproot::Signature, payee: &taproot::Signature) -> Witness {
+pub(super) fn update_witness(
+    leaf: &Leaf,
+    payer: &taproot::Signature,
+    payee: &taproot::Signature,
+) -> Witness {
     let mut witness = Witness::new();
     witness.push(payee.to_vec());
     witness.push(payer.to_vec());

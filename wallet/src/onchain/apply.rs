@@ -1,7 +1,7 @@
 //! Being told the chain: blocks, reorganisations and the mempool.
 
-use bdk_wallet::chain::Merge;
-use bdk_wallet::{ChangeSet, chain::Indexer};
+use bdk_wallet::chain::{ConfirmationBlockTime, Indexer, Merge, TxUpdate};
+use bdk_wallet::{ChangeSet, Update};
 use bitcoin::{Block, Txid};
 use std::sync::Arc;
 use thiserror::Error;
@@ -85,7 +85,9 @@ impl Wallet {
             let chain = self.coins.local_chain();
             let below = height.checked_sub(1).and_then(|below| chain.get(below));
             match chain.get(height) {
-                Some(known) if known.hash() == block.block_hash() => return Ok(Applied::Unchanged),
+                Some(known) if known.hash() == block.block_hash() => {
+                    return self.search_again(height, block);
+                }
                 Some(_) if height > 0 && below.is_none_or(|below| below.hash() == parent) => {
                     self.rewind(height)?;
                 }
@@ -139,6 +141,46 @@ impl Wallet {
         } else {
             Applied::Unchanged
         })
+    }
+
+    /// Takes what is new to the wallet from a block that it has read: the first time it may have held
+    /// less, from a source that did not know all of its scripts then.
+    fn search_again(&mut self, height: u32, block: &Block) -> Result<Applied, ApplyError> {
+        let anchor = ConfirmationBlockTime {
+            block_id: BlockId {
+                height,
+                hash: block.block_hash(),
+            },
+            confirmation_time: block.header.time.into(),
+        };
+        let mut known = 0;
+        loop {
+            // One that spends another of the same block is relevant only once that is known.
+            let mut update = TxUpdate::default();
+            for transaction in &block.txdata {
+                if self.coins.spk_index().is_tx_relevant(transaction) {
+                    let txid = transaction.compute_txid();
+                    update.txs.push(Arc::new(transaction.clone()));
+                    update.anchors.insert((anchor, txid));
+                }
+            }
+            if update.txs.len() == known {
+                break;
+            }
+            known = update.txs.len();
+            self.coins
+                .apply_update(Update {
+                    tx_update: update,
+                    ..Update::default()
+                })
+                .expect("an update without blocks connects to any chain");
+        }
+        let is_news = |staged: &ChangeSet| !staged.tx_graph.is_empty();
+        if !self.coins.staged().is_some_and(is_news) {
+            return Ok(Applied::Unchanged);
+        }
+        self.write(Flush::Now)?;
+        Ok(Applied::Changed)
     }
 
     /// Drops every block at `height` and above. What they confirmed is pending again.

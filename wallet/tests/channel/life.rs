@@ -203,7 +203,11 @@ fn deadlines_fall_on_their_heights() {
         (216, Phase::Cooperate),
         (145, Phase::Cooperate),
         (144, Phase::Close),
-        (1, Phase::Close),
+        (101, Phase::Close),
+        (100, Phase::Raise),
+        (37, Phase::Raise),
+        (36, Phase::Last),
+        (1, Phase::Last),
         (0, Phase::Expired),
     ] {
         let tip = BlockHeight::new(EXPIRY.get() - left);
@@ -233,6 +237,8 @@ fn the_next_deadline_is_where_the_phase_changes() {
             Phase::Stop,
             Phase::Cooperate,
             Phase::Close,
+            Phase::Raise,
+            Phase::Last,
             Phase::Expired
         ]
     );
@@ -242,6 +248,8 @@ fn the_next_deadline_is_where_the_phase_changes() {
         stop: 5,
         cooperate: 5,
         close: 5,
+        raise: 2,
+        last: 1,
     };
     let (height, phase) = equal
         .next(EXPIRY, BlockHeight::new(EXPIRY.get() - 7))
@@ -469,7 +477,8 @@ fn a_late_expiry_stops_service_then_asks_for_the_close_until_it_is_made() {
         payee.handle(Input::TipChanged(tip), epoch()).unwrap();
         events(&drain_payee(&mut payee))
     };
-    assert_eq!(at(289), []);
+    assert_eq!(at(433), []);
+    assert_eq!(at(289), [Event::RolloverDue { blocks_left: 289 }]);
     assert_eq!(at(288), [Event::ServiceStopped]);
     assert_eq!(at(287), []);
     let due = |blocks_left| Event::CloseDue {
@@ -970,4 +979,28 @@ fn a_refusal_that_overtook_the_funding_does_not_keep_it_from_being_sent_again() 
         matches!(outputs[..], [payer::Output::Send(Message::Funding(_))]),
         "{outputs:?}"
     );
+}
+
+#[test]
+fn a_funding_that_no_mempool_took_is_broadcast_again_with_every_block_until_it_is_mined() {
+    let mut payer = funded_payer(1_000);
+    let now = epoch();
+    let funding = funding_tx(contract().scripts().output(), CAPACITY);
+    let mut broadcasts = |input| {
+        payer.handle(input, now).unwrap();
+        let is_funding = |output: &payer::Output| match output {
+            payer::Output::Broadcast(tx) => **tx == funding,
+            _ => false,
+        };
+        drain_payer(&mut payer).iter().any(is_funding)
+    };
+    let tip = |height| payer::Input::TipChanged(BlockHeight::new(height));
+
+    assert!(broadcasts(tip(TIP.get() + 1)));
+    assert!(broadcasts(tip(TIP.get() + 2)));
+
+    broadcasts(payer::Input::FundingDepth { confirmations: 1 });
+    assert!(!broadcasts(tip(TIP.get() + 3)));
+    broadcasts(payer::Input::FundingDepth { confirmations: 0 });
+    assert!(!broadcasts(tip(EXPIRY.get() - 288)), "too late to be used");
 }

@@ -5,6 +5,7 @@
 
 mod bip341;
 mod books;
+mod closing;
 mod fixture;
 mod hostile;
 mod laws;

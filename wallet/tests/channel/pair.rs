@@ -257,6 +257,8 @@ impl World {
             | Event::Closing { .. }
             | Event::Ending { .. }
             | Event::Settled(_)
+            | Event::RolloverDue { .. }
+            | Event::CooperationDue { .. }
             | Event::Abandoned => {}
         }
     }

@@ -584,6 +584,46 @@ fn a_payee_is_not_made_to_close_by_a_payer_where_the_fee_takes_more_than_half() 
 }
 
 #[test]
+fn a_payee_that_asks_since_the_expiry_is_near_does_not_sign_away_more_than_half() {
+    let mut two = Two::paid(2_000);
+    two.feerate = FeeRate::from_sat_per_vb(7).unwrap();
+
+    two.tell_payee(payee::Input::CooperationAsked);
+    two.talk();
+
+    let failure = two.payee_failure();
+    assert!(
+        matches!(failure, Some(CloseFailure::NotWorthIt { .. })),
+        "{failure:?}"
+    );
+    assert_eq!(two.payee.stage(), payee::Stage::Open);
+
+    // It asks again when the rate has fallen.
+    two.sleep(CLOSE_RESPITE);
+    two.forget();
+    two.feerate = ONE;
+    two.tell_payee(payee::Input::CooperationAsked);
+    two.talk();
+    let tx = two.closed();
+    two.bury(&tx);
+}
+
+#[test]
+fn what_the_operator_asks_for_is_not_held_back_by_what_the_expiry_asks_for() {
+    for asks_first in [payee::Input::TogetherAsked, payee::Input::CooperationAsked] {
+        let mut two = Two::paid(2_000);
+        two.feerate = FeeRate::from_sat_per_vb(7).unwrap();
+
+        two.tell_payee(asks_first);
+        two.tell_payee(payee::Input::TogetherAsked);
+        two.tell_payee(payee::Input::CooperationAsked);
+        two.talk();
+
+        two.closed();
+    }
+}
+
+#[test]
 fn a_payout_that_would_be_dust_is_not_offered() {
     let split = Split::new(
         &tranche(),

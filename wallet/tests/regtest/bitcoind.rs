@@ -1,7 +1,7 @@
 //! A bitcoind of the test's own: own directory, own port, gone when the test is.
 
 use std::cell::Cell;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -58,6 +58,20 @@ pub(crate) struct Regtest {
 impl Regtest {
     pub(crate) fn start() -> Self {
         Self::start_with(&[])
+    }
+
+    /// One that serves block filters to peers, and where it does.
+    pub(crate) fn start_with_filters(extra: &[&str]) -> (Self, SocketAddr) {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let bind = format!("-bind={address}");
+        let mut args = vec![
+            "-listen=1",
+            &bind,
+            "-blockfilterindex=1",
+            "-peerblockfilters=1",
+        ];
+        args.extend(extra);
+        (Self::start_with(&args), address)
     }
 
     /// With the relay policy of Bitcoin Core, whoever made the bitcoind: Knots is looser with

@@ -1,6 +1,8 @@
 //! The channel's transactions against a real node's script engine and relay policy: every row of
 //! the table of experiments that a single tranche can show, and a whole life of both machines.
 
+mod batch;
+
 use bitcoin::absolute::LockTime;
 use bitcoin::key::TapTweak;
 use bitcoin::secp256k1::{Keypair, Secp256k1, SecretKey};

@@ -6,5 +6,7 @@ mod bitcoind;
 mod channel;
 mod channel_life;
 mod coins;
+mod conformance;
+mod servers;
 mod source;
 mod watcher;

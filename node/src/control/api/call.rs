@@ -150,9 +150,9 @@ macro_rules! replies {
 }
 
 use super::{
-    Address, Balance, Chain, ChannelClosed, Channels, ConfigChange, ConfigValues, Earnings,
-    Identity, Lease, Leases, Offers, PeerAdded, Peers, Purchase, Selling, Sent, Status, Stopping,
-    Transactions, Usage, Words,
+    Address, Balance, Chain, Channel, ChannelClosed, Channels, ChannelsClosed, ConfigChange,
+    ConfigValues, Earnings, Identity, Lease, Leases, Offers, PeerAdded, Peers, Purchase, Selling,
+    Sent, Status, Stopping, Transactions, Usage, Words,
 };
 
 calls! {
@@ -216,6 +216,14 @@ calls! {
     /// Closes a channel, together with the other side if that answers within 15 s. Else the payee takes
     /// what was paid, and the payer gets its refund once the channel has expired.
     CloseChannel: "POST" "/v1/channels/{channel}/close", money => ChannelClosed;
+    /// One channel, with all that will happen to it.
+    ShowChannel: "GET" "/v1/channels/{channel}", money => Channel;
+    /// Closes every channel that this node is paid on and that is worth it, up to 60 in a
+    /// transaction. Leases on them end.
+    CloseAllChannels: "POST" "/v1/channels/close", money => ChannelsClosed;
+    /// Takes back what a channel holds that this node pays from, once it has expired. A node does it
+    /// by itself, too.
+    RefundChannel: "POST" "/v1/channels/{channel}/refund", money => ChannelClosed;
     /// What was sold and bought, billed, paid, received on chain and spent on fees.
     GetEarnings: "GET" "/v1/earnings", money => Earnings;
 }
@@ -261,8 +269,12 @@ replies! {
     Words,
     /// Answers [`Command::ListChannels`].
     Channels,
-    /// Answers [`Command::CloseChannel`].
+    /// Answers [`Command::ShowChannel`].
+    Channel,
+    /// Answers [`Command::CloseChannel`] and [`Command::RefundChannel`].
     ChannelClosed,
+    /// Answers [`Command::CloseAllChannels`].
+    ChannelsClosed,
     /// Answers [`Command::GetEarnings`].
     Earnings,
 }

@@ -252,16 +252,52 @@ pub struct Channel {
     pub expiry_height: u32,
     /// Blocks until then; 0 afterwards.
     pub expires_in_blocks: u32,
+    /// What happens to it at which height unless it ends before, soonest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<ChannelStep>,
     /// The payer's way out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refund: Option<Refund>,
-    /// Transaction that closed it.
+    /// Transaction that closes it, in a block or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing_txid: Option<String>,
     /// Fees that this node has paid for it so far.
     pub fees_sat: u64,
     /// When it was made.
     pub opened_at: Timestamp,
+}
+
+/// Something that happens to a channel at a height.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ChannelStep {
+    /// What.
+    pub what: StepKind,
+    /// At this height of the chain.
+    pub height: u32,
+    /// Blocks until then.
+    pub in_blocks: u32,
+    /// Why, in a sentence.
+    pub why: String,
+}
+
+/// What happens to a channel as its expiry comes near.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum StepKind {
+    /// Nothing more is carried or paid on it.
+    Stops,
+    /// The seller asks the buyer to close it together.
+    Asks,
+    /// The seller closes it by itself.
+    Closes,
+    /// The seller bids more for its close.
+    BidsMore,
+    /// The seller bids up to half of what it was paid.
+    BidsHalf,
+    /// The buyer may take everything back.
+    Expires,
 }
 
 /// A payer's refund.
@@ -329,6 +365,104 @@ pub struct ChannelClosed {
     /// Whether the network has taken it. If not, it is written down and handed over as soon as the
     /// chain source takes it.
     pub broadcast: bool,
+}
+
+/// Asks for one channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ShowChannel {
+    /// Channel id, or a beginning of it that fits no other.
+    pub channel: String,
+}
+
+/// Asks to take back what a channel holds that this node pays from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RefundChannel {
+    /// Channel id, or a beginning of it that fits no other.
+    pub channel: String,
+    /// Fee rate. Absent: the present estimate for 6 blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feerate_sat_per_kvb: Option<u64>,
+    /// Say what would come of it; broadcast nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks to close every channel that this node is paid on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct CloseAllChannels {
+    /// Fee rate. Absent: the present estimate for 6 blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feerate_sat_per_kvb: Option<u64>,
+    /// Say what would come of it; broadcast nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Channels were, or would be, closed in batches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ChannelsClosed {
+    /// One entry a transaction: up to 60 channels share one.
+    pub closes: Vec<BatchClose>,
+    /// Channels that stay open, since closing would cost more than half of what they have paid.
+    pub left_open: Vec<LeftOpen>,
+}
+
+/// One transaction that closes channels: a batch, or the close of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct BatchClose {
+    /// Its id. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<String>,
+    /// Its virtual size.
+    pub vbytes: u64,
+    /// What this node receives by it, after the fee.
+    pub received_sat: u64,
+    /// Its fee, which this node pays.
+    pub fee_sat: u64,
+    /// Whether the network has taken it. If not, it is written down and handed over as soon as the
+    /// chain source takes it.
+    pub broadcast: bool,
+    /// Why the network does not take it. It is offered again with every block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Reason>,
+    /// The channels that end in it.
+    pub channels: Vec<ClosedShare>,
+}
+
+/// What one channel has of a transaction that closes several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ClosedShare {
+    /// Channel id.
+    pub channel: String,
+    /// Peer id of the buyer.
+    pub peer: String,
+    /// What it brings, after its share of the fee.
+    pub received_sat: u64,
+    /// Its share of the fee.
+    pub fee_sat: u64,
+    /// Whether a lease is being carried out on it, which ends with it.
+    pub ends_lease: bool,
+}
+
+/// A channel that is not worth closing now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LeftOpen {
+    /// Channel id.
+    pub channel: String,
+    /// What it has paid.
+    pub paid_sat: u64,
+    /// What closing it alone would cost.
+    pub fee_sat: u64,
 }
 
 /// Asks for [`Earnings`].

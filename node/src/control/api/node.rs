@@ -177,7 +177,11 @@ pub struct Chain {
     pub connected: bool,
     /// Height up to which the wallet has applied blocks.
     pub height: u32,
-    /// Hash of that block, hex.
+    /// The highest block that the source knows of; zero while it has not answered. The wallet is
+    /// `height` of `source_height` blocks along.
+    #[serde(default)]
+    pub source_height: u32,
+    /// Hash of the block at `height`, hex.
     pub tip: String,
     /// Whether the wallet has applied every block that the source knows.
     pub synced: bool,

@@ -1,10 +1,12 @@
 //! Coins and channels: received, sent, closed, and who waits to hear that the network has taken it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bitcoin::{FeeRate, Txid};
 use bitmesh_wallet::chain::BroadcastError;
 use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::closing::Waiting;
 use bitmesh_wallet::channel::record::End;
 use bitmesh_wallet::channel::split::CloseFailure;
 use bitmesh_wallet::channel::tx::LifeCycle;
@@ -18,15 +20,20 @@ use super::{Answer, Outcome};
 use crate::control::api::{self, Reply};
 use crate::control::error::resolve;
 use crate::control::{ApiError, ErrorCode};
-use crate::payments::{ChannelStage, ChannelView};
+use crate::payments::{ChannelStage, ChannelView, PaymentsError, Share};
 
 /// How long the chain source may take to say whether it takes a transaction.
 const HANDING: Duration = Duration::from_secs(10);
 
+/// What to know when the network does not take a transaction.
+const NOTHING_LOST: &str = "nothing is lost: it is written down and offered again with every block; a \
+                            higher fee rate may help";
+
 /// Somebody waits to hear whether the network has taken a transaction.
 #[derive(Debug)]
 pub(in crate::driver) struct Handing {
-    txid: Txid,
+    /// Those of which nothing is known yet.
+    txids: BTreeSet<Txid>,
     answer: Answer,
     until: Instant,
     /// The answer, but for whether it was taken.
@@ -53,6 +60,8 @@ enum Begun {
 pub(super) enum Handed {
     Sent(api::Sent),
     Closed(api::ChannelClosed),
+    /// Says itself of each transaction whether it was taken.
+    ClosedAll(api::ChannelsClosed),
 }
 
 impl Handed {
@@ -64,12 +73,44 @@ impl Handed {
                 ..closed
             }
             .into(),
+            Self::ClosedAll(closed) => closed.into(),
         }
+    }
+
+    /// Notes what became of one transaction; `None` if that settles the whole answer.
+    fn note(&mut self, txid: Txid, outcome: &Result<(), BroadcastError>) -> Option<()> {
+        let Self::ClosedAll(closed) = self else {
+            return None;
+        };
+        let txid = txid.to_string();
+        let mut closes = closed.closes.iter_mut();
+        if let Some(close) = closes.find(|close| close.txid.as_ref() == Some(&txid)) {
+            close.broadcast = outcome.is_ok();
+            if let Err(BroadcastError::Rejected(reason)) = outcome {
+                close.problem = Some(api::Reason {
+                    code: "refused".to_owned(),
+                    message: reason.to_string(),
+                    hint: Some(NOTHING_LOST.to_owned()),
+                });
+            }
+        }
+        Some(())
     }
 }
 
 impl Driver {
+    /// A new wallet begins where the chain stands when it is first seen: what was paid to it in
+    /// blocks before that would never be found, so until then it has no address.
     pub(super) fn receive_coins(&mut self) -> Outcome {
+        if !self.follows_chain && self.wallet.tip().height == 0 {
+            let chain = format!("chain.{}", self.config.chain.leads(self.network));
+            return Err(ApiError::new(
+                ErrorCode::Unhealthy,
+                "this wallet is new and has not seen the chain yet, so coins sent to it now could be missed",
+                format!("ask again in a moment; if it does not help, \"bitmesh status\" says whether {chain} answers"),
+            )
+            .retry_after_s(5));
+        }
         let address = self
             .wallet
             .receive_address()
@@ -96,36 +137,42 @@ impl Driver {
         answer: Answer,
     ) {
         match made {
-            Ok((Some(txid), reply)) => {
-                let now = self.clock.now();
-                self.handing.push(Handing {
-                    txid,
-                    answer,
-                    until: now.checked_add(HANDING).unwrap_or(now),
-                    reply,
-                });
-            }
-            Ok((None, reply)) => {
-                let _ = answer.send(Ok(reply.reply(false)));
-            }
+            Ok((txid, reply)) => self.await_handing(txid.into_iter().collect(), reply, answer),
             Err(error) => {
                 let _ = answer.send(Err(error));
             }
         }
     }
 
+    fn await_handing(&mut self, txids: BTreeSet<Txid>, reply: Handed, answer: Answer) {
+        if txids.is_empty() {
+            let _ = answer.send(Ok(reply.reply(false)));
+            return;
+        }
+        let now = self.clock.now();
+        self.handing.push(Handing {
+            txids,
+            answer,
+            until: now.checked_add(HANDING).unwrap_or(now),
+            reply,
+        });
+    }
+
     /// The chain source has taken a transaction, or has not.
     pub(in crate::driver) fn handed(&mut self, txid: Txid, outcome: &Result<(), BroadcastError>) {
-        let waiting = self.handing.extract_if(.., |it| it.txid == txid);
+        let waiting = self.handing.extract_if(.., |it| {
+            it.txids.remove(&txid)
+                && (it.reply.note(txid, outcome).is_none() || it.txids.is_empty())
+        });
         for Handing { answer, reply, .. } in waiting {
             let _ = answer.send(match outcome {
+                _ if matches!(reply, Handed::ClosedAll(_)) => Ok(reply.reply(true)),
                 Ok(()) => Ok(reply.reply(true)),
                 Err(BroadcastError::Chain(_)) => Ok(reply.reply(false)),
                 Err(BroadcastError::Rejected(reason)) => Err(ApiError::new(
                     ErrorCode::Refused,
                     format!("the network does not take transaction {txid}: {reason}"),
-                    "nothing is lost: it is written down and offered again with every block; a \
-                     higher fee rate may help",
+                    NOTHING_LOST,
                 )
                 .with("txid", txid.to_string())),
             });
@@ -274,29 +321,23 @@ impl Driver {
     }
 
     fn begin_close(&mut self, wanted: &api::CloseChannel) -> Result<Begun, ApiError> {
-        let channels = self.payments.channels();
-        let ids = channels.iter().map(|view| view.id.as_str());
-        let channel = resolve("channel", ids, &wanted.channel)?.to_owned();
-        let view = channels
-            .iter()
-            .find(|view| view.id == channel)
-            .ok_or_else(|| ApiError::not_found("channel", &wanted.channel))?;
+        let view = self.find_channel(&wanted.channel)?;
         let feerate = self.feerate_of(wanted.feerate_sat_per_kvb);
         if wanted.dry_run {
-            return would_close(view, feerate, wanted.force).map(Begun::Done);
+            return would_close(&view, feerate, wanted.force).map(Begun::Done);
         }
         if wanted.force {
-            return Ok(Begun::Alone(view.clone(), feerate));
+            return Ok(Begun::Alone(view, feerate));
         }
         let (seed, now) = (rand::rng().random(), self.clock.now());
         let begun = self
             .payments
             .close_together(view.proposal, feerate, seed, now);
         Ok(match begun {
-            Ok(()) => Begun::Together(view.clone(), feerate),
+            Ok(()) => Begun::Together(view, feerate),
             Err(error) => {
-                debug!(channel, %error, "nothing to close together");
-                Begun::Alone(view.clone(), feerate)
+                debug!(channel = view.id, %error, "nothing to close together");
+                Begun::Alone(view, feerate)
             }
         })
     }
@@ -318,6 +359,9 @@ impl Driver {
         let waiting = self
             .together
             .extract_if(.., |it| it.view.proposal == channel);
+        if let Err(failure) = outcome {
+            debug!(%channel, %failure, "the channel is not closed together");
+        }
         for waits in waiting.collect::<Vec<_>>() {
             let closed = match outcome {
                 Ok(()) => self.closed(&waits.view, None),
@@ -333,32 +377,13 @@ impl Driver {
         feerate: FeeRate,
         failure: Option<CloseFailure>,
     ) -> Result<(Option<Txid>, Handed), ApiError> {
-        let conflict =
-            |message: String, hint: &str| ApiError::new(ErrorCode::Conflict, message, hint);
         match view.role {
-            Role::Payer => {
-                let now = self.clock.now();
-                let refund = self.payments.refund(view.proposal, feerate, now);
-                refund.map_err(|error| {
-                    let message = match failure {
-                        Some(failure) => format!(
-                            "the channel was not closed together: {failure}; the refund is {error}"
-                        ),
-                        None => format!("the refund is {error}"),
-                    };
-                    conflict(
-                        message,
-                        "nothing is lost: ask again while the seller is connected; it can also close \
-                         alone at any time, and from the expiry on this node takes the rest back by \
-                         itself",
-                    )
-                    .with("expiry_height", view.expiry)
-                })?;
-            }
+            Role::Payer => self.refund_channel(view, feerate, failure)?,
             Role::Payee => self
                 .close_channel(view.proposal, Some(feerate))
                 .map_err(|error| {
-                    conflict(
+                    ApiError::new(
+                        ErrorCode::Conflict,
                         error,
                         "nothing was broadcast; a channel is closed once it has paid more than its \
                          fee",
@@ -367,6 +392,64 @@ impl Driver {
         }
         self.drain_payments();
         self.closed(view, failure)
+    }
+
+    /// Buyer: takes back what a channel holds, as it also happens by itself.
+    pub(super) fn refund_channel_asked(
+        &mut self,
+        wanted: &api::RefundChannel,
+    ) -> Result<(Option<Txid>, Handed), ApiError> {
+        let view = self.find_channel(&wanted.channel)?;
+        let feerate = self.feerate_of(wanted.feerate_sat_per_kvb);
+        if view.role == Role::Payee {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                "only the buyer of a channel takes it back; this node is paid on it",
+                "take what was paid with \"bitmesh channels close\"; nothing was changed",
+            ));
+        }
+        if wanted.dry_run {
+            let refund = would_close(&view, feerate, true)?;
+            return Ok((None, Handed::Closed(refund)));
+        }
+        self.refund_channel(&view, feerate, None)?;
+        self.drain_payments();
+        self.closed(&view, None)
+    }
+
+    /// `failure` is why the channel was not closed together, if that was tried before.
+    fn refund_channel(
+        &mut self,
+        view: &ChannelView,
+        feerate: FeeRate,
+        failure: Option<CloseFailure>,
+    ) -> Result<(), ApiError> {
+        let now = self.clock.now();
+        let refund = self.payments.refund(view.proposal, feerate, now);
+        let height = self.chain_tip.map_or(0, |tip| tip.block.height);
+        let left = view.expiry.saturating_sub(height);
+        refund.map_err(|error| {
+            let tried = failure.map_or_else(String::new, |failure| {
+                format!("the channel was not closed together: {failure}; ")
+            });
+            let message = match left {
+                0 => format!("{tried}the refund is not made: {error}"),
+                _ => format!(
+                    "{tried}the refund is possible from height {}, in {left} blocks; nothing was \
+                     broadcast",
+                    view.expiry
+                ),
+            };
+            ApiError::new(
+                ErrorCode::Conflict,
+                message,
+                "nothing is lost: \"bitmesh channels close\" ends it while the seller is connected; the \
+                 seller can also close alone at any time, and from that height on this node takes \
+                 the rest back by itself",
+            )
+            .with("expiry_height", view.expiry)
+            .with("in_blocks", left)
+        })
     }
 
     fn closed(
@@ -390,6 +473,121 @@ impl Driver {
             broadcast: false,
         };
         Ok((Some(ending.txid), Handed::Closed(closed)))
+    }
+
+    pub(super) fn find_channel(&self, wanted: &str) -> Result<ChannelView, ApiError> {
+        let channels = self.payments.channels();
+        let ids = channels.iter().map(|view| view.id.as_str());
+        let channel = resolve("channel", ids, wanted)?.to_owned();
+        let mut channels = channels.into_iter();
+        channels
+            .find(|view| view.id == channel)
+            .ok_or_else(|| ApiError::not_found("channel", wanted))
+    }
+
+    /// Seller: closes all channels that are worth it, as many as fit in one transaction.
+    pub(super) fn close_all_channels(&mut self, wanted: &api::CloseAllChannels, answer: Answer) {
+        let feerate = self.feerate_of(wanted.feerate_sat_per_kvb);
+        let plan = self.payments.plan_to_close_all(feerate);
+        let mut closed = api::ChannelsClosed {
+            closes: Vec::new(),
+            left_open: plan.waiting.iter().map(|it| self.left_open(it)).collect(),
+        };
+        let mut txids = BTreeSet::new();
+        for close in &plan.closes {
+            match self.close_some(&close.members, feerate, wanted.dry_run) {
+                Ok((txid, close)) => {
+                    txids.extend(txid);
+                    closed.closes.push(close);
+                }
+                // Closes that were made before stand: say what was done.
+                Err(error) if !closed.closes.is_empty() => {
+                    tracing::error!(%error, "some channels were not closed with the others");
+                    break;
+                }
+                Err(error) => {
+                    let _ = answer.send(Err(error));
+                    return;
+                }
+            }
+        }
+        self.await_handing(txids, Handed::ClosedAll(closed), answer);
+        self.drain_payments();
+    }
+
+    fn close_some(
+        &mut self,
+        members: &[ProposalId],
+        feerate: FeeRate,
+        dry_run: bool,
+    ) -> Result<(Option<Txid>, api::BatchClose), ApiError> {
+        // As long as it is not signed for, any script of the kind that the wallet gives out will do.
+        let payout = match dry_run {
+            true => bitcoin::ScriptBuf::from_bytes([&[0x51, 0x20][..], &[0; 32]].concat()),
+            false => self
+                .wallet
+                .change_script()
+                .map_err(|error| ApiError::failure(error.to_string()))?,
+        };
+        let failed = |error: PaymentsError| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                error.to_string(),
+                "nothing was broadcast; close channels one by one to see which is in the way",
+            )
+        };
+        let (tx, shares) = self
+            .payments
+            .draft_close(members, &payout, feerate)
+            .map_err(failed)?;
+        let channels: Vec<_> = shares
+            .iter()
+            .map(|share| self.closed_share(share))
+            .collect();
+        let close = api::BatchClose {
+            txid: (!dry_run).then(|| tx.compute_txid().to_string()),
+            vbytes: tx.weight().to_vbytes_ceil(),
+            received_sat: channels.iter().map(|share| share.received_sat).sum(),
+            fee_sat: channels.iter().map(|share| share.fee_sat).sum(),
+            broadcast: false,
+            problem: None,
+            channels,
+        };
+        if dry_run {
+            return Ok((None, close));
+        }
+        let now = self.clock.now();
+        self.payments
+            .close_in_batch(members, payout, feerate, now)
+            .map_err(failed)?;
+        Ok((Some(tx.compute_txid()), close))
+    }
+
+    fn closed_share(&self, share: &Share) -> api::ClosedShare {
+        let view = self.payments.channel(share.channel);
+        let is_used = |view: &ChannelView| {
+            self.payments.is_leased(Role::Payee, view.peer)
+                && self
+                    .payments
+                    .channel_in_use(Role::Payee, view.peer)
+                    .is_some_and(|used| used.proposal == view.proposal)
+        };
+        api::ClosedShare {
+            ends_lease: view.as_ref().is_some_and(is_used),
+            channel: view.as_ref().map(|it| it.id.clone()).unwrap_or_default(),
+            peer: view.map(|it| it.peer.to_string()).unwrap_or_default(),
+            received_sat: share.received.to_sat(),
+            fee_sat: share.fee.to_sat(),
+        }
+    }
+
+    fn left_open(&self, waiting: &Waiting) -> api::LeftOpen {
+        let view = self.payments.channel(waiting.channel);
+        api::LeftOpen {
+            channel: view.map(|view| view.id).unwrap_or_default(),
+            paid_sat: waiting.total.to_sat(),
+            fee_sat: waiting.fee.to_sat(),
+        }
     }
 }
 

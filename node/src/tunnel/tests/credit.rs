@@ -71,6 +71,7 @@ async fn a_download_stops_at_the_buyers_limit_to_the_byte_and_resumes_without_lo
             sink.lock().unwrap().extend_from_slice(&buffer[..len]);
         }
     });
+    until(|| got.lock().unwrap().len() as u64 == limit.get() - OPEN_COST).await;
     settle(&tunnel).await;
 
     assert_eq!(tunnel.buyer.reading().total(), limit);
@@ -116,11 +117,13 @@ async fn an_upload_stops_at_either_limit_and_resumes_without_loss() {
         write.write_all(&file(0, LEN)).await.unwrap();
         write.shutdown().await.unwrap();
     });
+    until(|| tunnel.seller.reading().total().get() == MIB + 1).await;
     settle(&tunnel).await;
     assert_eq!(tunnel.seller.reading().total().get(), MIB + 1);
     assert!(tunnel.buyer.reading().total().get() <= 2 * MIB);
 
     tunnel.seller.set_limit(Bytes::MAX);
+    until(|| tunnel.seller.reading().total().get() == 2 * MIB).await;
     settle(&tunnel).await;
     assert_eq!(tunnel.buyer.reading().total().get(), 2 * MIB);
     assert_eq!(tunnel.seller.reading(), tunnel.buyer.reading());
@@ -165,6 +168,8 @@ async fn both_ends_stop_at_the_same_total_also_when_bytes_go_both_ways() {
             assert!(got == file(0, 2 * MIB as usize));
         }));
     }
+    let both = [&tunnel.buyer, &tunnel.seller];
+    until(|| both.iter().all(|it| it.reading().total() == limit)).await;
     settle(&tunnel).await;
     assert_eq!(tunnel.seller.reading().total(), limit);
     assert_eq!(tunnel.buyer.reading().total(), limit);
@@ -172,6 +177,7 @@ async fn both_ends_stop_at_the_same_total_also_when_bytes_go_both_ways() {
     let more = Bytes::new(limit.get() + 2 * MIB);
     tunnel.seller.set_limit(more);
     tunnel.buyer.set_limit(more);
+    until(|| both.iter().all(|it| it.reading().total() == more)).await;
     settle(&tunnel).await;
     assert_eq!(tunnel.seller.reading().total(), more);
     assert_eq!(tunnel.buyer.reading().total(), more);

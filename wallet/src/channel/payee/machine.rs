@@ -16,11 +16,11 @@ use crate::channel::TrancheIndex;
 use crate::channel::deadline::{BlockHeight, Phase};
 use crate::channel::message::{Accept, Depth, Funding, Kind, Message, Open};
 use crate::channel::params::{Contract, FINAL_DEPTH, OpenError, PayeePolicy};
-use crate::channel::record::{Fact, Record};
+use crate::channel::record::{End, Fact, Record};
 use crate::channel::tx;
 use crate::channel::voucher::Voucher;
 
-use self::state::{Attempt, Chain, Funded, Grant, Spend, State};
+use self::state::{Attempt, Chain, Funded, Grant, Spend, State, Wish};
 
 /// The payee's end of one channel.
 #[derive(Debug)]
@@ -113,14 +113,17 @@ impl Payee {
                 }
             }
             Input::ZeroConfGranted { limit } => self.granted(limit),
-            Input::Spent { tx, height } => self.spent(&tx, height),
+            Input::Spent { tx, height } => self.spent(&tx, height, None),
+            Input::SpentInBatch { tx, height, spent } => self.spent(&tx, height, Some(spent)),
             Input::Unspent => {
                 if let State::Funded(funded) = &mut self.state {
                     funded.spent = None;
                 }
             }
             Input::CloseAsked { payout, feerate } => self.close(&payout, feerate)?,
-            Input::TogetherAsked => self.close_together(now)?,
+            Input::CloseInBatch { tx } => self.close_in_batch(*tx)?,
+            Input::TogetherAsked => self.close_together(Wish::Operator, now)?,
+            Input::CooperationAsked => self.close_together(Wish::Deadline, now)?,
             Input::SplitChosen {
                 payout,
                 feerate,
@@ -410,7 +413,8 @@ impl Payee {
             State::Accepted | State::Settled { .. } | State::Abandoned => {}
             State::Funded(funded) => {
                 let (is_ending, held) = (funded.spent.is_some(), funded.held_total());
-                let is_due = phase >= Phase::Close || (is_returning && phase >= Phase::Stop);
+                funded.is_late |= is_returning && phase >= Phase::Stop;
+                let is_due = phase >= Phase::Close || funded.is_late;
                 let is_open = funded.close.is_none() && !is_ending;
                 let has_news = phase >= Phase::Stop && !funded.has_stopped;
                 funded.has_stopped |= has_news;
@@ -424,9 +428,13 @@ impl Payee {
                 if let Some(close) = rebroadcast {
                     self.outputs.push_back(Output::Broadcast(Box::new(close)));
                 }
+                let blocks_left = tip.blocks_until(expiry);
                 if is_due && is_open && held > Amount::ZERO {
-                    let blocks_left = tip.blocks_until(expiry);
                     self.notify(Event::CloseDue { held, blocks_left });
+                } else if is_open && phase == Phase::Propose {
+                    self.notify(Event::RolloverDue { blocks_left });
+                } else if is_open && phase == Phase::Cooperate {
+                    self.notify(Event::CooperationDue { blocks_left });
                 }
                 if is_buried {
                     self.settle();
@@ -446,24 +454,54 @@ impl Payee {
             return Err(CloseError::NothingHeld);
         }
         let tx = tx::commitment(&funded.tranche, voucher, &self.keypair, payout, feerate)?;
-        funded.attempt = None;
-        funded.close = Some(tx.clone());
+        self.close_with(tx);
+        Ok(())
+    }
+
+    fn close_in_batch(&mut self, tx: Transaction) -> Result<(), CloseError> {
+        let State::Funded(funded) = &self.state else {
+            return Err(CloseError::NothingHeld);
+        };
+        if funded.spent.as_ref().is_some_and(|spend| spend.is_mined) {
+            return Err(CloseError::NothingHeld);
+        }
+        let total = funded.held.map(|voucher| voucher.total);
+        let settlement = funded.tranche.settlement(&tx, None);
+        let pays = settlement.is_some_and(|settlement| {
+            settlement.end == End::Commitment && Some(settlement.paid()) == total
+        });
+        if !pays {
+            return Err(CloseError::Elsewhere);
+        }
+        self.close_with(tx);
+        Ok(())
+    }
+
+    /// Makes `tx` the close. An attempt to close together that goes on is given up for it: it binds
+    /// nobody, and a payer that keeps one open must not keep us from closing.
+    fn close_with(&mut self, tx: Transaction) {
+        if let State::Funded(funded) = &mut self.state {
+            funded.attempt = None;
+            funded.close = Some(tx.clone());
+        }
         let txid = tx.compute_txid();
         let tx = Box::new(tx);
         self.persist(Fact::Closing { tx: tx.clone() });
         self.outputs.push_back(Output::Broadcast(tx));
         self.notify(Event::Closing { txid });
         self.limit_may_have_changed();
-        Ok(())
     }
 
-    fn spent(&mut self, tx: &Transaction, height: Option<BlockHeight>) {
+    fn spent(&mut self, tx: &Transaction, height: Option<BlockHeight>, spent: Option<Amount>) {
         let State::Funded(funded) = &mut self.state else {
             return;
         };
-        let Some(settlement) = funded.tranche.settlement(tx, height) else {
+        let Some(mut settlement) = funded.tranche.settlement(tx, height) else {
             return;
         };
+        if let Some(spent) = spent {
+            settlement = settlement.bear(funded.tranche.fee_share(tx, spent));
+        }
         let is_news = funded
             .spent
             .as_ref()

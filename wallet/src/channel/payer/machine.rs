@@ -415,6 +415,10 @@ impl Payer {
         }
         if funded.refund.is_none() && phase == Some(Phase::Expired) {
             self.outputs.push_back(Output::Notify(Event::RefundDue));
+        } else if funded.chain == Chain::Unconfirmed && phase < Some(Phase::Stop) {
+            // No mempool may have taken it so far, or kept it: fees were high, or the source was away.
+            self.outputs
+                .push_back(Output::Broadcast(Box::new(funded.funding.clone())));
         }
         self.resume_close();
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use bitcoin::{FeeRate, ScriptBuf};
 
 use super::Payee;
-use super::state::{Attempt, Funded, State, Step};
+use super::state::{Attempt, Funded, State, Step, Wish};
 use crate::channel::message::{
     Close, CloseAck, CloseAsk, CloseDone, ClosePartial, Kind, Message, RefusalCode, Refused,
 };
@@ -22,7 +22,7 @@ use crate::channel::voucher::Voucher;
 
 impl Payee {
     /// Asks the payer to begin an attempt. One that goes on already goes on.
-    pub(super) fn close_together(&mut self, now: Instant) -> Result<(), CloseError> {
+    pub(super) fn close_together(&mut self, wish: Wish, now: Instant) -> Result<(), CloseError> {
         let State::Funded(funded) = &mut self.state else {
             return Err(CloseError::NothingHeld);
         };
@@ -30,11 +30,11 @@ impl Payee {
             return Err(CloseError::Ending);
         }
         match &mut funded.attempt {
-            Some(attempt) => attempt.is_ours = true,
+            Some(attempt) => attempt.wish = attempt.wish.max(Some(wish)),
             None => {
                 funded.attempt = Some(Attempt {
                     until: now.checked_add(CLOSE_PATIENCE).unwrap_or(now),
-                    is_ours: true,
+                    wish: Some(wish),
                     step: Step::Asked { again: None },
                 });
                 self.ask(now);
@@ -57,7 +57,7 @@ impl Payee {
         if funded.chain.is_lost() {
             return Err(Error::Frozen);
         }
-        let (is_ours, until) = match &funded.attempt {
+        let (wish, until) = match &funded.attempt {
             Some(Attempt {
                 step: Step::Offered { ack, .. },
                 ..
@@ -70,8 +70,8 @@ impl Payee {
                 step: Step::Wanted { close: known },
                 ..
             }) if *known == close => return Ok(()),
-            Some(attempt) => (attempt.is_ours, attempt.is_ours.then_some(attempt.until)),
-            None => (false, None),
+            Some(attempt) => (attempt.wish, attempt.wish.map(|_| attempt.until)),
+            None => (None, None),
         };
         // An honest payer comes with a new nonce after it gave up or crashed, not sooner.
         let is_early = |last: Instant| now.saturating_duration_since(last) < CLOSE_RESPITE;
@@ -97,7 +97,7 @@ impl Payee {
             until: until
                 .or_else(|| now.checked_add(CLOSE_PATIENCE))
                 .unwrap_or(now),
-            is_ours,
+            wish,
             step: Step::Wanted { close },
         });
         if let Some(voucher) = voucher {
@@ -113,17 +113,17 @@ impl Payee {
             return;
         };
         let Some(Attempt {
-            is_ours,
+            wish,
             step: Step::Wanted { close },
             ..
         }) = &funded.attempt
         else {
             return;
         };
-        let (close, is_ours) = (*close, *is_ours);
+        let (close, is_operators) = (*close, *wish == Some(Wish::Operator));
         let tranche = &funded.tranche;
         let split = match Split::new(tranche, funded.held_total(), payout, feerate) {
-            Ok(split) if is_ours || split.is_worth_it_for_payee() => split,
+            Ok(split) if is_operators || split.is_worth_it_for_payee() => split,
             Ok(Split { fee, total, .. }) => {
                 return self.close_impossible(CloseFailure::NotWorthIt { fee, total });
             }

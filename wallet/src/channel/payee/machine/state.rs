@@ -32,6 +32,8 @@ pub(super) struct Funded {
     /// The limit last told to the payer and the node.
     pub(super) told_limit: Amount,
     pub(super) has_stopped: bool,
+    /// Whether we came back so near the expiry that we close before we serve.
+    pub(super) is_late: bool,
     pub(super) close: Option<Transaction>,
     /// The attempt to close together that goes on. In memory only: a nonce is never written down.
     pub(super) attempt: Option<Attempt>,
@@ -45,9 +47,18 @@ pub(super) struct Funded {
 pub(super) struct Attempt {
     /// When it is given up.
     pub(super) until: Instant,
-    /// Whether our operator wants it too, whatever the fee takes.
-    pub(super) is_ours: bool,
+    /// What we want of it, if not only the payer does.
+    pub(super) wish: Option<Wish>,
     pub(super) step: Step,
+}
+
+/// Why we want to close together. The later one asks for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wish {
+    /// The expiry comes near: as long as the fee takes at most half.
+    Deadline,
+    /// Our operator: whatever the fee takes.
+    Operator,
 }
 
 #[derive(Debug)]
@@ -109,6 +120,7 @@ impl Funded {
             chain: Chain::Unseen,
             told_limit: Amount::ZERO,
             has_stopped: false,
+            is_late: false,
             close: None,
             attempt: None,
             begun: None,

@@ -1,10 +1,13 @@
 //! What the rest of the node may ask of a machine.
 
-use bitcoin::Amount;
+use bitcoin::{Amount, Transaction, Txid};
 
+use crate::channel::batch::Member;
+use crate::channel::closing::{By, Claim, Outputs, Standing};
 use crate::channel::deadline::Phase;
 use crate::channel::params::{Contract, Tranche};
-use crate::channel::record::Settlement;
+use crate::channel::record::{End, Settlement};
+use crate::channel::tx::REFUND_VBYTES;
 use crate::channel::voucher::Voucher;
 use crate::channel::{ChannelId, ProposalId};
 
@@ -128,6 +131,82 @@ impl Payee {
             self.stage(),
             Stage::Seen | Stage::Confirming | Stage::Conflicted
         )
+    }
+
+    /// What has taken the funding output for good as far as we know: a transaction in a block, or
+    /// the payer's refund. A close of ours in the mempool has not, since the next may replace it.
+    pub fn taken_by(&self) -> Option<Txid> {
+        match &self.state {
+            State::Funded(funded) => funded
+                .spent
+                .as_ref()
+                .filter(|spend| spend.is_mined || spend.settlement.end == End::Refund)
+                .map(|spend| spend.settlement.txid),
+            State::Settled { settlement, .. } => Some(settlement.txid),
+            State::Accepted | State::Abandoned => None,
+        }
+    }
+
+    /// The close this payee has made, in a block or not, until its end is buried.
+    pub fn closes_with(&self) -> Option<&Transaction> {
+        match &self.state {
+            State::Funded(funded) => funded.close.as_ref(),
+            State::Accepted | State::Settled { .. } | State::Abandoned => None,
+        }
+    }
+
+    /// What a batch is made from. `None` if there is no voucher.
+    pub fn member(&self) -> Option<Member<'_>> {
+        let State::Funded(funded) = &self.state else {
+            return None;
+        };
+        Some(Member {
+            tranche: &funded.tranche,
+            voucher: funded.held.as_ref()?,
+            payee: &self.keypair,
+        })
+    }
+
+    /// What there is to close, for [`plan`](crate::channel::closing::plan). `outputs` holds all
+    /// channels that may share a close with this one. `None` if there is no voucher, the funding is
+    /// displaced, or a block has spent it.
+    pub fn claim(&self, outputs: &Outputs) -> Option<Claim> {
+        let State::Funded(funded) = &self.state else {
+            return None;
+        };
+        let voucher = funded.held?;
+        if funded.chain == Chain::Conflicted || funded.spent.as_ref().is_some_and(|s| s.is_mined) {
+            return None;
+        }
+        let refund = funded
+            .spent
+            .as_ref()
+            .map(|spend| spend.settlement)
+            .filter(|settlement| settlement.end == End::Refund);
+        let standing = match (refund, &funded.close) {
+            (Some(refund), _) => Some(Standing {
+                txid: refund.txid,
+                fee: refund.fee,
+                vbytes: REFUND_VBYTES,
+                by: By::Payer,
+            }),
+            (None, Some(close)) if !outputs.is_overtaken(close) => Some(Standing {
+                txid: close.compute_txid(),
+                fee: outputs.fee_of(close).unwrap_or(Amount::ZERO),
+                vbytes: close.weight().to_vbytes_ceil(),
+                by: By::Payee,
+            }),
+            (None, _) => None,
+        };
+        Some(Claim {
+            channel: self.proposal(),
+            total: voucher.total,
+            is_full: voucher.total == funded.tranche.capacity(),
+            expiry: funded.tranche.expiry(),
+            can_join: matches!(funded.chain, Chain::Confirmed { .. }),
+            is_due: funded.is_late || funded.close.is_some(),
+            standing,
+        })
     }
 
     /// How it ended, once that is buried.

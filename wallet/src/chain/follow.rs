@@ -1,4 +1,7 @@
-//! Follows the best chain and the mempool of one bitcoind, one bounded step at a time.
+//! Follows the best chain and the mempool of one node, one bounded step at a time.
+//!
+//! The one place that keeps the promises of a source about order, gaps and the mempool. What
+//! differs between sources is how a question is asked, and that is a [`Node`].
 //!
 //! `bdk_bitcoind_rpc::Emitter` is not used: it does not say which blocks left the chain, it keeps
 //! every transaction of the mempool in memory, and one checkpoint for every block it ever told.
@@ -6,12 +9,10 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
-use bitcoin::{Block, BlockHash, Transaction, Txid, consensus::encode};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use bitcoin::consensus::encode::serialize;
+use bitcoin::{Block, BlockHash, Transaction, Txid};
 
-use super::rpc::{CallError, Rpc};
-use crate::chain::{BlockId, ChainError, ChainEvent, Start};
+use super::{BlockId, ChainError, ChainEvent, Start};
 
 /// How many of the last blocks are remembered, to notice a reorganisation. Far deeper than any
 /// that ever happened; 36 kB.
@@ -31,18 +32,35 @@ const BYTES_PER_STEP: usize = 4_000_000;
 /// n ids is followed by n divided by this many steps without listing it.
 const IDS_PER_STEP: usize = 10_000;
 
-/// "Block height out of range."
-const INVALID_PARAMETER: i32 = -8;
-/// "Block not available (pruned data)", among others.
-const MISC_ERROR: i32 = -1;
-/// "No such mempool transaction", "Block not found".
-const NOT_FOUND: i32 = -5;
+/// What a [`Follower`] asks. Every call blocks, and asks anew: answers of two calls may belong to
+/// two chains, and the follower copes with that.
+pub(super) trait Node {
+    /// The last block that can be told.
+    fn best_block(&self) -> Result<BlockHash, ChainError>;
+
+    /// The block at `height` of the best chain; `None` above the last that can be told.
+    fn block_hash(&self, height: u32) -> Result<Option<BlockHash>, ChainError>;
+
+    /// The block with this hash, with at least those of its transactions that touch a watched
+    /// script. An error if the answer is another block.
+    fn block(&self, hash: BlockHash, height: u32) -> Result<Block, ChainError>;
+
+    /// What is in the mempool, as far as this node sees it. `None` if it does not know yet, or
+    /// never will: then nothing is taken for evicted.
+    fn mempool(&self) -> Result<Option<HashSet<Txid>>, ChainError>;
+
+    /// These transactions of the mempool, without those that have
+    /// left it by now.
+    fn transactions(&self, txids: &[Txid]) -> Result<Vec<Transaction>, ChainError>;
+}
 
 /// Where we are in the chain and the mempool.
 pub(super) struct Follower {
     /// Blocks told or known from the locator, lowest first.
     known: VecDeque<BlockId>,
     floor: u32,
+    /// Blocks told already and to be told again, lowest first: scripts were added since.
+    again: VecDeque<BlockId>,
     mempool: Mempool,
 }
 
@@ -68,12 +86,6 @@ struct Mempool {
     rest: usize,
 }
 
-#[derive(Deserialize)]
-struct MempoolInfo {
-    #[serde(default)]
-    loaded: Option<bool>,
-}
-
 impl Follower {
     pub(super) fn new(start: Start) -> Self {
         let mut known: Vec<_> = start.locator;
@@ -82,6 +94,7 @@ impl Follower {
         Self {
             known: known.into(),
             floor: start.floor.max(1),
+            again: VecDeque::new(),
             mempool: Mempool {
                 believed: start.unconfirmed.into_iter().collect(),
                 ..Mempool::default()
@@ -100,32 +113,85 @@ impl Follower {
         self.mempool.rest = 0;
     }
 
+    /// Tells the blocks from `height` on again, before any other: a script was added that they may
+    /// touch.
+    pub(super) fn tell_again(&mut self, height: u32) {
+        let from = self
+            .again
+            .front()
+            .map_or(height, |first| first.height.min(height));
+        let told = self.known.iter().filter(|block| block.height >= from);
+        // The locator is sparse and holds blocks that the listeners know from before.
+        self.again = told.copied().collect();
+        self.mempool.rest = 0;
+    }
+
+    /// The highest block told, or known from the start.
+    pub(super) fn top(&self) -> Option<BlockId> {
+        self.known.back().copied()
+    }
+
+    /// The height of the first block that will be told: above the highest known one, and not below
+    /// the floor.
+    pub(super) fn first_height(&self) -> u32 {
+        self.top()
+            .map_or(0, |top| top.height.saturating_add(1))
+            .max(self.floor)
+    }
+
     /// Takes one step: leave blocks that left the chain, or else take the next block, or else look
     /// at the mempool.
-    pub(super) fn step(&mut self, rpc: &Rpc, now: u64) -> Result<Vec<ChainEvent>, ChainError> {
-        let best = best_block(rpc)?;
+    pub(super) fn step(
+        &mut self,
+        node: &impl Node,
+        now: u64,
+    ) -> Result<Vec<ChainEvent>, ChainError> {
+        let best = node.best_block()?;
+        if let Some(block) = self.again.front().copied() {
+            let event = self.block_again(node, block)?;
+            self.again.pop_front();
+            // What has left the chain is told to have left below.
+            if let Some(event) = event {
+                return Ok(vec![event]);
+            }
+        }
         if self.known.back().is_some_and(|last| last.hash == best) {
-            return self.step_mempool(rpc, best, now);
+            return self.step_mempool(node, best, now);
         }
         // A block that connects proves that the one below is still in the chain, which saves a
         // question for each block of a long catching up.
-        let next = match self.next_block(rpc)? {
+        let next = match self.next_block(node)? {
             Next::Block(event) => return Ok(vec![event]),
             next => next,
         };
-        let left = self.leave_stale_blocks(rpc)?;
+        let left = self.leave_stale_blocks(node)?;
         match next {
             _ if !left.is_empty() => Ok(left),
-            Next::None => self.step_mempool(rpc, best, now),
-            Next::Unconnected | Next::Block(_) => self.start_at_floor(rpc),
+            Next::None => self.step_mempool(node, best, now),
+            Next::Unconnected | Next::Block(_) => self.start_at_floor(node),
         }
     }
 
+    /// A block that was told before, if it is still in the best chain.
+    fn block_again(
+        &self,
+        node: &impl Node,
+        block: BlockId,
+    ) -> Result<Option<ChainEvent>, ChainError> {
+        if node.block_hash(block.height)? != Some(block.hash) {
+            return Ok(None);
+        }
+        Ok(Some(ChainEvent::Connected {
+            height: block.height,
+            block: Arc::new(node.block(block.hash, block.height)?),
+        }))
+    }
+
     /// Forgets the blocks at the end that are not in the best chain, and says so.
-    fn leave_stale_blocks(&mut self, rpc: &Rpc) -> Result<Vec<ChainEvent>, ChainError> {
+    fn leave_stale_blocks(&mut self, node: &impl Node) -> Result<Vec<ChainEvent>, ChainError> {
         let mut left = Vec::new();
         while let Some(last) = self.known.back().copied() {
-            match block_hash(rpc, last.height) {
+            match node.block_hash(last.height) {
                 Ok(Some(hash)) if hash == last.hash => break,
                 Ok(_) => {
                     self.known.pop_back();
@@ -143,19 +209,19 @@ impl Follower {
     }
 
     /// The block above the last known one, if it connects to that.
-    fn next_block(&mut self, rpc: &Rpc) -> Result<Next, ChainError> {
+    fn next_block(&mut self, node: &impl Node) -> Result<Next, ChainError> {
         let above = self
             .known
             .back()
             .map_or(0, |last| last.height.saturating_add(1));
         let height = above.max(self.floor);
-        let Some(hash) = block_hash(rpc, height)? else {
+        let Some(hash) = node.block_hash(height)? else {
             return Ok(Next::None);
         };
         if height > above && !self.known.is_empty() {
             return Ok(Next::Unconnected);
         }
-        let block = fetch_block(rpc, hash, height)?;
+        let block = node.block(hash, height)?;
         let connects = self
             .known
             .back()
@@ -167,7 +233,7 @@ impl Follower {
     }
 
     /// Goes on at the floor, when that is above the last known block and nothing known is stale.
-    fn start_at_floor(&mut self, rpc: &Rpc) -> Result<Vec<ChainEvent>, ChainError> {
+    fn start_at_floor(&mut self, node: &impl Node) -> Result<Vec<ChainEvent>, ChainError> {
         let is_below = self
             .known
             .back()
@@ -176,10 +242,10 @@ impl Follower {
             // A reorganisation came between two questions; the next step sees it whole.
             return Ok(Vec::new());
         }
-        let Some(hash) = block_hash(rpc, self.floor)? else {
+        let Some(hash) = node.block_hash(self.floor)? else {
             return Ok(Vec::new());
         };
-        let block = fetch_block(rpc, hash, self.floor)?;
+        let block = node.block(hash, self.floor)?;
         Ok(vec![self.tell(self.floor, hash, block)])
     }
 
@@ -197,7 +263,7 @@ impl Follower {
 
     fn step_mempool(
         &mut self,
-        rpc: &Rpc,
+        node: &impl Node,
         tip: BlockHash,
         now: u64,
     ) -> Result<Vec<ChainEvent>, ChainError> {
@@ -207,18 +273,17 @@ impl Follower {
                 self.mempool.rest = rest;
                 return Ok(Vec::new());
             }
-            if !is_mempool_loaded(rpc)? {
+            let Some(listed) = node.mempool()? else {
                 return Ok(Vec::new());
-            }
-            let listed: HashSet<Txid> = ask(rpc, "getrawmempool", json!([]))?;
-            if best_block(rpc)? != tip {
+            };
+            if node.best_block()? != tip {
                 // A block came between: what it confirmed is missing from the list, and would be
                 // taken for evicted.
                 return Ok(Vec::new());
             }
             evicted = self.mempool.compare(&listed);
         }
-        let fetched = self.mempool.fetch(rpc);
+        let fetched = self.mempool.fetch(node);
         // Evictions are forgotten by now, so they are told even if fetching failed.
         match fetched {
             Err(error) if evicted.is_empty() => Err(error),
@@ -254,7 +319,7 @@ impl Mempool {
     }
 
     /// Fetches a bounded part of what was listed.
-    fn fetch(&mut self, rpc: &Rpc) -> Result<Vec<Arc<Transaction>>, ChainError> {
+    fn fetch(&mut self, node: &impl Node) -> Result<Vec<Arc<Transaction>>, ChainError> {
         let mut seen = Vec::new();
         let mut bytes = 0;
         while !self.unfetched.is_empty()
@@ -262,26 +327,19 @@ impl Mempool {
             && bytes < BYTES_PER_STEP
         {
             let from = self.unfetched.len().saturating_sub(TRANSACTIONS_PER_BATCH);
-            let params: Vec<Value> = self.unfetched[from..]
-                .iter()
-                .map(|txid| json!([txid]))
-                .collect();
-            let answers = match rpc.batch::<String>("getrawtransaction", &params) {
-                Ok(answers) => answers,
+            let fetched = match node.transactions(&self.unfetched[from..]) {
+                Ok(fetched) => fetched,
                 Err(_) if !seen.is_empty() => break,
                 Err(error) => return Err(error),
             };
-            match decode(rpc, answers) {
-                Ok(batch) => {
-                    for (txid, transaction, size) in batch {
-                        bytes += size;
-                        self.believed.remove(&txid);
-                        self.told.insert(txid);
-                        seen.push(Arc::new(transaction));
-                    }
-                }
-                Err(_) if !seen.is_empty() => break,
-                Err(error) => return Err(error),
+            // One that left the mempool between the listing and now was never told, so nothing is
+            // owed.
+            for transaction in fetched {
+                let txid = transaction.compute_txid();
+                bytes += serialize(&transaction).len();
+                self.believed.remove(&txid);
+                self.told.insert(txid);
+                seen.push(Arc::new(transaction));
             }
             self.unfetched.truncate(from);
         }
@@ -301,83 +359,4 @@ impl Mempool {
             self.believed.remove(&txid);
         }
     }
-}
-
-/// Decodes the answers of one batch. A transaction that left the mempool between the listing and
-/// now is passed over: it was never told, so nothing is owed.
-fn decode(
-    rpc: &Rpc,
-    answers: Vec<Result<String, CallError>>,
-) -> Result<Vec<(Txid, Transaction, usize)>, ChainError> {
-    const METHOD: &str = "getrawtransaction";
-    let mut batch = Vec::with_capacity(answers.len());
-    for answer in answers {
-        match answer {
-            Ok(hex) => {
-                let transaction: Transaction =
-                    encode::deserialize_hex(&hex).map_err(|error| rpc.protocol(METHOD, error))?;
-                batch.push((transaction.compute_txid(), transaction, hex.len() / 2));
-            }
-            Err(CallError::Answer {
-                code: NOT_FOUND, ..
-            }) => {}
-            Err(error) => return Err(rpc.unexpected(METHOD, error)),
-        }
-    }
-    Ok(batch)
-}
-
-/// Whether bitcoind has read its mempool back from disk after a start. Before that, everything
-/// would look evicted.
-fn is_mempool_loaded(rpc: &Rpc) -> Result<bool, ChainError> {
-    let info: MempoolInfo = ask(rpc, "getmempoolinfo", json!([]))?;
-    Ok(info.loaded.unwrap_or(true))
-}
-
-fn best_block(rpc: &Rpc) -> Result<BlockHash, ChainError> {
-    ask(rpc, "getbestblockhash", json!([]))
-}
-
-/// The hash of the block at `height` in the best chain, `None` above the tip.
-pub(super) fn block_hash(rpc: &Rpc, height: u32) -> Result<Option<BlockHash>, ChainError> {
-    match rpc.call("getblockhash", &json!([height])) {
-        Ok(hash) => Ok(Some(hash)),
-        Err(CallError::Answer {
-            code: INVALID_PARAMETER,
-            ..
-        }) => Ok(None),
-        Err(error) => Err(rpc.unexpected("getblockhash", error)),
-    }
-}
-
-fn fetch_block(rpc: &Rpc, hash: BlockHash, height: u32) -> Result<Block, ChainError> {
-    let hex: String = match rpc.call("getblock", &json!([hash, 0])) {
-        Ok(hex) => hex,
-        Err(CallError::Answer {
-            code: MISC_ERROR,
-            message,
-        }) if message.contains("prune") => {
-            return Err(ChainError::Pruned {
-                node: rpc.node().to_owned(),
-                height,
-            });
-        }
-        Err(error) => return Err(rpc.unexpected("getblock", error)),
-    };
-    let block: Block =
-        encode::deserialize_hex(&hex).map_err(|error| rpc.protocol("getblock", error))?;
-    if block.block_hash() != hash {
-        return Err(rpc.protocol("getblock", "another block than the one asked for"));
-    }
-    Ok(block)
-}
-
-/// Makes a call that has no legitimate refusal.
-pub(super) fn ask<T: serde::de::DeserializeOwned>(
-    rpc: &Rpc,
-    method: &'static str,
-    params: Value,
-) -> Result<T, ChainError> {
-    rpc.call(method, &params)
-        .map_err(|error| rpc.unexpected(method, error))
 }
