@@ -352,12 +352,13 @@ impl Driver {
         }
         for (lease, role, records) in leases {
             let id = lease.id();
-            if role == Role::Payee {
-                let restored = negotiation::seller::Input::Restored(lease.clone());
+            self.resume_session(lease.clone(), role, records)
+                .map_err(|error| broken(format!("lease {id}: {error}")))?;
+            // One that has ended takes no slot, and does not keep its buyer from another.
+            if role == Role::Payee && self.sessions.contains_key(&id) {
+                let restored = negotiation::seller::Input::Restored(lease);
                 self.desk.handle(restored, now);
             }
-            self.resume_session(lease, role, records)
-                .map_err(|error| broken(format!("lease {id}: {error}")))?;
         }
         self.drain_payments();
         Ok(())
