@@ -127,6 +127,8 @@ struct Driver {
     node: NodeId,
     signer: Ed25519Signer,
     keys: Arc<Keys>,
+    /// Whether the file with the words is under a passphrase: then they are not shown to whoever may ask.
+    words_are_sealed: bool,
     network: Network,
     clock: Clock,
     config: Config,

@@ -192,6 +192,12 @@ pub fn load(
     Ok((keys, birth_height))
 }
 
+/// The block from which on the wallet of a data directory exists, if it has noted that.
+pub fn wallet_birthday(paths: &Paths) -> Option<u32> {
+    let birthday = bitmesh_wallet::onchain::birthday(&paths.wallet());
+    Some(birthday.ok()??.height)
+}
+
 /// Returns the name under which the mesh knows the owner of `keys`.
 pub fn node_id(keys: &Keys) -> NodeId {
     Ed25519Signer::from_seed(*keys.identity_seed()).node_id()

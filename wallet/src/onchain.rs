@@ -587,6 +587,15 @@ fn confirmations(position: &ChainPosition<ConfirmationBlockTime>, tip: u32) -> u
     }
 }
 
+/// The block from which on the wallet in `dir` exists, if that is known yet.
+///
+/// # Errors
+///
+/// [`OpenError::Birthday`] if its note of that cannot be read.
+pub fn birthday(dir: &Path) -> Result<Option<BlockId>, OpenError> {
+    read_birthday(dir)
+}
+
 fn read_birthday(dir: &Path) -> Result<Option<BlockId>, OpenError> {
     let path = dir.join(BIRTHDAY_FILE);
     let wrong = |detail: String| OpenError::Birthday {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Feerate, Span, WholeSat};
+use super::{Feerate, Span, UnlockArgs, WholeSat};
 
 /// Arguments of `wallet`.
 #[derive(Debug, Args)]
@@ -48,11 +48,12 @@ It says what it costs and asks before it sends; --yes accepts.")]
 
 Whoever sees the words has the coins. Write them on paper; never photograph or paste them.
 To restore: bitmesh init --words-file -
+Where they are under a passphrase it is asked for first, and the daemon need not run.
 
 They restore coins on chain and, after its expiry, what a channel of this buyer still holds. What a
 seller was paid and has not claimed, leases and credit are in the journal: keep that with
 \"bitmesh backup create\", and never run two nodes on copies of it.")]
-    Backup,
+    Backup(UnlockArgs),
     /// Keep the words of this node under a passphrase: set, change, remove
     #[command(after_help = "Examples:
   bitmesh down && bitmesh wallet passphrase set && bitmesh up

@@ -1016,6 +1016,22 @@ fn words_under_a_passphrase_open_with_it_alone_and_a_wrong_one_changes_nothing()
     for told in [arguments, environment] {
         assert!(!String::from_utf8_lossy(&told).contains("correct horse"));
     }
+    // The daemon has the words open, and does not show them to whoever reaches its socket.
+    let shown =
+        |file: &[&str]| node.run(&[&["wallet", "backup", "--yes", "--json"], file].concat());
+    assert_eq!(code(&shown(&[])), Some(2));
+    let wrong = shown(&["--passphrase-file", &second]);
+    assert_eq!(json(&wrong)["error"]["code"], "not_authorised");
+    let call = ["api", "POST", "/v1/wallet/backup", r#"{"confirm":true}"#];
+    let past_it = node.run(&call);
+    assert_eq!(code(&past_it), Some(4), "{}", stderr(&past_it));
+    assert!(
+        stderr(&past_it).contains("bitmesh wallet backup"),
+        "{}",
+        stderr(&past_it)
+    );
+    let right = shown(&["--passphrase-file", &first]);
+    assert_eq!(json(&right)["words"].as_array().unwrap().len(), 12);
     assert!(node.run(&["down"]).status.success());
 
     let change = |old: &str| {

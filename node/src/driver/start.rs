@@ -208,6 +208,7 @@ async fn open(
         node,
         signer,
         keys,
+        words_are_sealed: words::is_sealed(paths)?,
         network,
         clock,
         datadir: paths.datadir.clone(),
