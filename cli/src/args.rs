@@ -24,8 +24,8 @@ pub use self::{
     },
     node::{
         ApiArgs, BackupArgs, BackupCommand, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs,
-        HelpArgs, InitArgs, LogFormat, ManArgs, PathName, PeersArgs, PeersCommand, StatusArgs,
-        UnlockArgs, UpArgs,
+        HelpArgs, InitArgs, JournalArgs, JournalCommand, LogFormat, ManArgs, PathName, PeersArgs,
+        PeersCommand, StatusArgs, UnlockArgs, UpArgs,
     },
     testnet::{
         ExecArgs, FaucetArgs, LogsArgs, MineArgs, TestnetArgs, TestnetCommand, TestnetName,
@@ -279,6 +279,11 @@ credit, unclaimed, earned, spent, written_off, fees and lost.")]
   bitmesh backup create /mnt/usb/bitmesh-monday
   bitmesh backup verify /mnt/usb/bitmesh-monday")]
     Backup(BackupArgs),
+    /// Say what damage to the journal has cost, and go on without it: check, repair
+    #[command(after_help = "Examples:
+  bitmesh journal check
+  bitmesh journal repair")]
+    Journal(JournalArgs),
     /// Show, change and check the configuration
     #[command(after_help = "Examples:
   bitmesh config get

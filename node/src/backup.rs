@@ -26,6 +26,7 @@ use serde_bytes::ByteBuf;
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::indexes;
 use crate::paths::{Paths, create_private_dir};
 use crate::records::{Codec, Kind, RestoredRecord};
 use crate::settings;
@@ -42,14 +43,6 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// Mode of a backup and of what is restored from it.
 const MODE: u32 = 0o600;
-
-/// Key indexes of a buyer's channels that are passed over after a restoration: the backup does not know
-/// which were used since. Half of what the wallet searches for fundings, so that whatever is opened next
-/// is found again from the words.
-const PASSED_OVER_AS_PAYER: u32 = 50;
-
-/// The same for a seller's channels, which nobody searches for.
-const PASSED_OVER_AS_PAYEE: u32 = 1 << 20;
 
 /// Why there is no backup, or nothing was restored from it. Nothing on disk was changed, except that
 /// after [`BackupError::Append`] the restored journal is there without its last record.
@@ -239,7 +232,7 @@ pub fn restore(
     }
     write_new(&unfinished, &contents.journal)?;
     let (mut opened, entries, _) = Journal::open(&unfinished)?;
-    let restored = RestoredRecord::new(Clock.unix(), next_indexes(&entries));
+    let restored = RestoredRecord::new(Clock.unix(), indexes::beyond_loss(&entries));
     opened.append(Kind::Restored as u8, &restored.to_bytes())?;
     drop(opened);
     std::fs::rename(&unfinished, &journal).map_err(io_error("write", &journal))?;
@@ -329,23 +322,6 @@ fn intact(journal: &[u8]) -> Result<(Vec<Entry>, usize), BackupError> {
         Scan::Damaged(damage) => Err(BackupError::Journal(damage)),
         Scan::Version => Err(BackupError::JournalVersion),
     }
-}
-
-/// Where key indexes go on, as payer and as payee.
-fn next_indexes(entries: &[Entry]) -> (u32, u32) {
-    let (mut payer, mut payee) = (0, 0);
-    for record in channel_records(entries) {
-        let after = |index: u32| index.saturating_add(1);
-        match record.fact {
-            Fact::Proposed { key_index, .. } => payer = after(key_index).max(payer),
-            Fact::Agreed { key_index, .. } => payee = after(key_index).max(payee),
-            _ => {}
-        }
-    }
-    (
-        payer.saturating_add(PASSED_OVER_AS_PAYER),
-        payee.saturating_add(PASSED_OVER_AS_PAYEE),
-    )
 }
 
 fn channel_records(entries: &[Entry]) -> impl Iterator<Item = Record> {
@@ -443,10 +419,8 @@ mod tests {
         assert_eq!(entries[0], (200, b"something of a later version".to_vec()));
         let record = RestoredRecord::from_bytes(&entries[1].1).unwrap();
         assert_eq!(entries[1].0, Kind::Restored as u8);
-        assert_eq!(
-            record.next_indexes(),
-            (PASSED_OVER_AS_PAYER, PASSED_OVER_AS_PAYEE)
-        );
+        let (payer, payee) = record.next_indexes();
+        assert!(payer >= 50 && payee >= 1 << 20, "{payer} {payee}");
         for path in [paths.journal(), file.clone()] {
             let mode = std::fs::metadata(path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);

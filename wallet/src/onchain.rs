@@ -587,6 +587,17 @@ fn confirmations(position: &ChainPosition<ConfirmationBlockTime>, tip: u32) -> u
     }
 }
 
+/// Has the wallet in `dir` read the chain again from its birthday when it is opened next. Nobody may have it open.
+/// What a wallet knows comes from the chain and its keys; only how many addresses were handed out, and
+/// not used so far, is forgotten.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn forget(dir: &Path) -> std::io::Result<()> {
+    changes::forget(dir)
+}
+
 /// The block from which on the wallet in `dir` exists, if that is known yet.
 ///
 /// # Errors

@@ -93,6 +93,47 @@ paid since and do not say again when they meet, and channels that were opened si
     },
 }
 
+/// Arguments of `journal`.
+#[derive(Debug, Args)]
+pub struct JournalArgs {
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: JournalCommand,
+}
+
+/// What to do with the journal.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum JournalCommand {
+    /// Say whether the journal is damaged, what is missing, and what that means
+    #[command(after_help = "Examples:
+  bitmesh journal check
+  bitmesh journal check --json | jq .missing
+
+Nothing is written, and the daemon may run. It exits with 1 if the journal is damaged. Records are
+tried as the node does at its start, with the keys of its words.")]
+    Check,
+    /// Go on with what can be read of a damaged journal
+    #[command(after_help = "Examples:
+  bitmesh journal repair && bitmesh up
+  bitmesh journal repair --yes --json | jq -r .kept_at
+
+A node does not start on a journal that is damaged in its middle, and never repairs it by itself.
+This keeps the damaged file as it is under another name beside it, and writes one of every record
+that can be used. It shows what is missing and asks first. The daemon has to be down.
+
+A copy of the journal that is as new as the damaged one is better: put that in its place instead. An
+older one is not, unless an agreement with a buyer is lost that it still has.
+
+What is lost costs little where the other side is honest: each channel goes by running totals that
+both know, so a buyer says its last voucher again and a seller shows the last one it holds. An old
+total never pays or claims more. Key indexes that may have been used are passed over, channels that
+may have been funded are not funded again, and the chain is read anew for both.")]
+    Repair,
+}
+
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {

@@ -132,7 +132,7 @@ impl From<BackupError> for Failure {
             ),
             BackupError::Journal(_) => (
                 ErrorCode::Failure,
-                "nothing was changed; copy the journal aside and restore the last good backup",
+                "nothing was changed; \"bitmesh journal check\" says what is lost and what can be done",
             ),
             BackupError::Version(_) | BackupError::JournalVersion | BackupError::TooLarge(_) => (
                 ErrorCode::Failure,

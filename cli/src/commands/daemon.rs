@@ -238,7 +238,7 @@ impl From<StartError> for Failure {
                 ErrorCode::Failure,
                 text,
                 "money stands on it, so nothing is guessed: copy the whole data directory first, then \
-                 put the newest copy of the journal in its place, if there is one",
+                 \"bitmesh journal check\" says what is lost and what can be done",
             ),
             StartError::JournalRefuses => Self::new(
                 ErrorCode::Failure,

@@ -1102,6 +1102,33 @@ fn on_a_terminal_a_passphrase_is_asked_for_twice_and_not_shown() {
 }
 
 #[test]
+fn a_whole_journal_needs_no_repair_and_one_in_use_gets_none() {
+    let node = Node::new();
+    let up = node.run(&["up", "--json"]);
+    assert!(up.status.success(), "{}", stderr(&up));
+    let journal = stdout(&node.run(&["config", "path", "journal"])).to_owned();
+    let whole = fs::read(journal.trim_end()).unwrap();
+
+    let check = node.run(&["journal", "check"]);
+    let busy = node.run(&["journal", "repair", "--yes"]);
+    assert!(node.run(&["down"]).status.success());
+    let idle = node.run(&["journal", "repair", "--json"]);
+
+    assert!(check.status.success(), "{}", stderr(&check));
+    assert!(stdout(&check).contains("whole"), "{}", stdout(&check));
+    assert_eq!(busy.status.code(), Some(1));
+    assert!(
+        stderr(&busy).contains("another daemon"),
+        "{}",
+        stderr(&busy)
+    );
+    assert!(idle.status.success(), "{}", stderr(&idle));
+    assert_eq!(json(&idle)["damaged"], false);
+    assert!(json(&idle)["kept_at"].is_null());
+    assert_eq!(fs::read(journal.trim_end()).unwrap(), whole);
+}
+
+#[test]
 fn a_damaged_journal_is_named_with_what_to_do() {
     let node = Node::new();
     let journal = stdout(&node.run(&["config", "path", "journal"])).to_owned();

@@ -44,7 +44,8 @@ use crate::mesh;
 use crate::paths::{self, Lock, LockError, Paths};
 use crate::payments::{Payments, Policy};
 use crate::records::{
-    Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, RestoredRecord, WrittenOffRecord,
+    Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, RepairedRecord, RestoredRecord,
+    WrittenOffRecord,
 };
 use crate::words::{self, Passphrase, WordsFileError};
 
@@ -339,6 +340,9 @@ impl Driver {
                 self.moment = Some(record.at());
             } else if kind == Kind::Restored as u8 {
                 let record = RestoredRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
+                self.payments.restore_indexes(record.next_indexes());
+            } else if kind == Kind::Repaired as u8 {
+                let record = RepairedRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
                 self.payments.restore_indexes(record.next_indexes());
             } else {
                 return Err(broken(format!(
