@@ -70,11 +70,11 @@ fn repaired_text(repaired: &Repaired, style: Style) -> String {
             repaired.findings.journal.display()
         ),
         Some(kept_at) => format!(
-            "{}{} {}, with {} records\n{}  {}\n",
+            "{}{} {}, with {}\n{}  {}\n",
             text(&repaired.findings, style),
             style.dim("repaired"),
             style.bold(&repaired.findings.journal.display().to_string()),
-            repaired.findings.records,
+            counted(repaired.findings.records),
             style.dim("damaged file"),
             kept_at.display()
         ),
@@ -98,9 +98,10 @@ fn text(findings: &Findings, style: Style) -> String {
         (false, false) => style.good("whole, but for a write that a crash cut short"),
     };
     let mut text = format!(
-        "{}  {}\n{state}: {bytes} bytes, {records} records can be used\n",
+        "{}  {}\n{state}: {bytes} bytes; {} can be used\n",
         style.dim("journal"),
-        journal.display()
+        journal.display(),
+        counted(*records)
     );
     text += &list("missing", missing, missing_line, style);
     text += &list(
@@ -164,8 +165,9 @@ fn set_aside_line(set_aside: &SetAside) -> String {
         .map(|sat| format!(", up to {sat} sat"))
         .unwrap_or_default();
     format!(
-        "{} records of {of} from byte {} on{total}",
-        set_aside.records, set_aside.offset
+        "{} of {of} from byte {} on{total}",
+        counted(set_aside.records),
+        set_aside.offset
     )
 }
 
@@ -202,6 +204,13 @@ fn lease_line(lease: &AffectedLease) -> String {
     match &lease.peer {
         Some(peer) => format!("{} with {peer}", short(&lease.lease)),
         None => format!("{}: the lease itself is lost", short(&lease.lease)),
+    }
+}
+
+fn counted(records: usize) -> String {
+    match records {
+        1 => "1 record".to_owned(),
+        more => format!("{more} records"),
     }
 }
 
