@@ -19,13 +19,13 @@ pub use self::{
         RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
     },
     money::{
-        ChannelCloseArgs, ChannelRefundArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, SendArgs,
-        WalletArgs, WalletCommand,
+        ChannelCloseArgs, ChannelRefundArgs, ChannelsArgs, ChannelsCommand, EarningsArgs,
+        PassphraseArgs, PassphraseCommand, SendArgs, WalletArgs, WalletCommand,
     },
     node::{
         ApiArgs, BackupArgs, BackupCommand, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs,
-        HelpArgs, InitArgs, LogFormat, ManArgs, PathName, PeersArgs, PeersCommand, StatusArgs,
-        UpArgs,
+        HelpArgs, InitArgs, JournalArgs, JournalCommand, LogFormat, ManArgs, PathName, PeersArgs,
+        PeersCommand, StatusArgs, UnlockArgs, UpArgs,
     },
     testnet::{
         ExecArgs, FaucetArgs, LogsArgs, MineArgs, TestnetArgs, TestnetCommand, TestnetName,
@@ -158,11 +158,13 @@ pub enum Command {
     #[command(after_help = "Examples:
   bitmesh init
   bitmesh init --network signet --set sell.price='\"90 sat/GB\"'
+  bitmesh init --passphrase                  keep the words under a passphrase, asked for here
   bitmesh init --words-file -                restore from twelve words on standard input
 
 The network is --network, else the one a configuration names, else mainnet; it stands in the new
 configuration. The twelve words are written to words.txt in the data directory, readable by you
-alone: copy them to paper. Whoever has them has the coins. They restore the node's name, its coins
+alone: copy them to paper. Whoever has them has the coins. Under a passphrase the file alone does not
+give them; the node then needs the passphrase at each start. They restore the node's name, its coins
 on chain, and what a buyer's channels still hold, after their expiry. What a seller has earned and
 not claimed, and leases and credit, are in the file \"journal\" of the data directory: keep that
 with \"bitmesh backup create\".")]
@@ -182,7 +184,9 @@ killed instead: it goes on where it stood.")]
     #[command(after_help = "Examples:
   bitmesh daemon
   bitmesh daemon --log-format json 2>bitmesh.log
+  BITMESH_PASSPHRASE_FILE=/run/keys/bitmesh bitmesh daemon
 
+Words under a passphrase: it is read from the file that is named, else asked for on a terminal.
 The log goes to stderr. SIGTERM and Ctrl-C stop it in order; killing it loses nothing.")]
     Daemon(DaemonArgs),
     /// Show how the node is doing, on one screen
@@ -275,6 +279,11 @@ credit, unclaimed, earned, spent, written_off, fees and lost.")]
   bitmesh backup create /mnt/usb/bitmesh-monday
   bitmesh backup verify /mnt/usb/bitmesh-monday")]
     Backup(BackupArgs),
+    /// Say what damage to the journal has cost, and go on without it: check, repair
+    #[command(after_help = "Examples:
+  bitmesh journal check
+  bitmesh journal repair")]
+    Journal(JournalArgs),
     /// Show, change and check the configuration
     #[command(after_help = "Examples:
   bitmesh config get

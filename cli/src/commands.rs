@@ -4,11 +4,13 @@ mod backup;
 mod config;
 mod daemon;
 mod init;
+mod journal;
 mod lifecycle;
 mod manual;
 mod market;
 mod money;
 mod node;
+mod passphrase;
 mod testnet;
 mod watch;
 
@@ -34,6 +36,7 @@ pub(crate) fn run(context: Context, command: Command) -> Result<(), Failure> {
         Command::Channels(args) => money::channels(&context, args),
         Command::Earnings(args) => money::earnings(&context, &args),
         Command::Backup(args) => backup::run(&context, args),
+        Command::Journal(args) => journal::run(&context, &args),
         Command::Config(args) => config::run(&context, args.command),
         Command::Testnet(args) => testnet::run(&context, args.command),
         Command::Events(args) => watch::events(&context, &args),

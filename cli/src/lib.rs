@@ -11,6 +11,7 @@ mod commands;
 mod context;
 pub mod failure;
 mod output;
+mod passphrase;
 mod progress;
 mod prompt;
 pub mod render;

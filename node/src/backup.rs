@@ -26,10 +26,11 @@ use serde_bytes::ByteBuf;
 use thiserror::Error;
 
 use crate::clock::Clock;
+use crate::indexes;
 use crate::paths::{Paths, create_private_dir};
 use crate::records::{Codec, Kind, RestoredRecord};
 use crate::settings;
-use crate::words::{self, WordsFileError};
+use crate::words::{self, Passphrase, WordsFileError};
 
 const MAGIC: [u8; 8] = *b"bitmeshb";
 const VERSION: u32 = 1;
@@ -42,14 +43,6 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// Mode of a backup and of what is restored from it.
 const MODE: u32 = 0o600;
-
-/// Key indexes of a buyer's channels that are passed over after a restoration: the backup does not know
-/// which were used since. Half of what the wallet searches for fundings, so that whatever is opened next
-/// is found again from the words.
-const PASSED_OVER_AS_PAYER: u32 = 50;
-
-/// The same for a seller's channels, which nobody searches for.
-const PASSED_OVER_AS_PAYEE: u32 = 1 << 20;
 
 /// Why there is no backup, or nothing was restored from it. Nothing on disk was changed, except that
 /// after [`BackupError::Append`] the restored journal is there without its last record.
@@ -133,14 +126,20 @@ pub struct Summary {
     pub open_channels: usize,
 }
 
-/// Writes a backup of the node at `paths` to a new file. The node may run: what it writes down
+/// Writes a backup of the node at `paths` to a new file. `passphrase` is the one of its words, if they
+/// are under one; the backup is not. The node may run: what it writes down
 /// meanwhile is in the next one.
 ///
 /// # Errors
 ///
 /// See [`BackupError`]. A damaged journal is not backed up: it would pass for a good one.
-pub fn create(paths: &Paths, network: Network, to: &Path) -> Result<Summary, BackupError> {
-    let (keys, birth_height) = words::load(paths, network)?;
+pub fn create(
+    paths: &Paths,
+    network: Network,
+    passphrase: Option<&Passphrase>,
+    to: &Path,
+) -> Result<Summary, BackupError> {
+    let (keys, birth_height) = words::load(paths, network, passphrase)?;
     let mut journal = read_if_there(&paths.journal())?.unwrap_or_else(|| format::HEADER.to_vec());
     // The last record may be half written as yet.
     let whole = intact(&journal)?.1;
@@ -171,7 +170,7 @@ pub fn verify(file: &Path, keys: &Keys) -> Result<Summary, BackupError> {
 }
 
 /// Makes a node out of a backup and its words, in a data directory that has no journal. Words that are
-/// there already have to be the same.
+/// there already have to be the same. `passphrase` is the one that they are under, or else are put under.
 ///
 /// What happened after the backup was made is found out from the chain and from the peers: channels
 /// funded since by [`Wallet::lost_fundings`](bitmesh_wallet::onchain::Wallet::lost_fundings), vouchers
@@ -185,6 +184,7 @@ pub fn restore(
     keys: &Keys,
     paths: &Paths,
     network: Network,
+    passphrase: Option<&Passphrase>,
 ) -> Result<Summary, BackupError> {
     let contents = open(file, keys)?;
     if contents.network != network.to_string() {
@@ -199,11 +199,12 @@ pub fn restore(
     if journal.exists() {
         return Err(BackupError::Exists(journal));
     }
-    match words::load(paths, network) {
+    match words::load(paths, network, passphrase) {
         Ok((there, _)) if words::node_id(&there) == words::node_id(keys) => {}
         Ok(_) => return Err(BackupError::Exists(paths.words())),
         Err(WordsFileError::Missing(_)) => {
-            words::restore(paths, keys, contents.birth_height.unwrap_or(0))?;
+            let birth_height = contents.birth_height.unwrap_or(0);
+            words::restore(paths, keys, birth_height, passphrase)?;
         }
         Err(error) => return Err(error.into()),
     }
@@ -231,7 +232,7 @@ pub fn restore(
     }
     write_new(&unfinished, &contents.journal)?;
     let (mut opened, entries, _) = Journal::open(&unfinished)?;
-    let restored = RestoredRecord::new(Clock.unix(), next_indexes(&entries));
+    let restored = RestoredRecord::new(Clock.unix(), indexes::beyond_loss(&entries));
     opened.append(Kind::Restored as u8, &restored.to_bytes())?;
     drop(opened);
     std::fs::rename(&unfinished, &journal).map_err(io_error("write", &journal))?;
@@ -323,23 +324,6 @@ fn intact(journal: &[u8]) -> Result<(Vec<Entry>, usize), BackupError> {
     }
 }
 
-/// Where key indexes go on, as payer and as payee.
-fn next_indexes(entries: &[Entry]) -> (u32, u32) {
-    let (mut payer, mut payee) = (0, 0);
-    for record in channel_records(entries) {
-        let after = |index: u32| index.saturating_add(1);
-        match record.fact {
-            Fact::Proposed { key_index, .. } => payer = after(key_index).max(payer),
-            Fact::Agreed { key_index, .. } => payee = after(key_index).max(payee),
-            _ => {}
-        }
-    }
-    (
-        payer.saturating_add(PASSED_OVER_AS_PAYER),
-        payee.saturating_add(PASSED_OVER_AS_PAYEE),
-    )
-}
-
 fn channel_records(entries: &[Entry]) -> impl Iterator<Item = Record> {
     entries
         .iter()
@@ -408,14 +392,14 @@ mod tests {
 
     fn backup(folder: &Path) -> (Keys, PathBuf) {
         let paths = node(folder);
-        let keys = words::create(&paths, Network::Regtest).unwrap();
+        let keys = words::create(&paths, Network::Regtest, None).unwrap();
         let (mut journal, _, _) = Journal::open(paths.journal()).unwrap();
         journal
             .append(200, b"something of a later version")
             .unwrap();
         drop(journal);
         let file = folder.join("backup");
-        create(&paths, Network::Regtest, &file).unwrap();
+        create(&paths, Network::Regtest, None, &file).unwrap();
         (keys, file)
     }
 
@@ -426,25 +410,23 @@ mod tests {
         let (keys, file) = backup(old.path());
         let paths = node(&new.path().join("node"));
 
-        let restored = restore(&file, &keys, &paths, Network::Regtest).unwrap();
+        let restored = restore(&file, &keys, &paths, Network::Regtest, None).unwrap();
 
         assert_eq!(restored.records, 1);
-        let (there, _) = words::load(&paths, Network::Regtest).unwrap();
+        let (there, _) = words::load(&paths, Network::Regtest, None).unwrap();
         assert_eq!(words::node_id(&there), words::node_id(&keys));
         let (_, entries, _) = Journal::open(paths.journal()).unwrap();
         assert_eq!(entries[0], (200, b"something of a later version".to_vec()));
         let record = RestoredRecord::from_bytes(&entries[1].1).unwrap();
         assert_eq!(entries[1].0, Kind::Restored as u8);
-        assert_eq!(
-            record.next_indexes(),
-            (PASSED_OVER_AS_PAYER, PASSED_OVER_AS_PAYEE)
-        );
+        let (payer, payee) = record.next_indexes();
+        assert!(payer >= 50 && payee >= 1 << 20, "{payer} {payee}");
         for path in [paths.journal(), file.clone()] {
             let mode = std::fs::metadata(path).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
         // Never twice: the second would be older than what the first has become.
-        let again = restore(&file, &keys, &paths, Network::Regtest);
+        let again = restore(&file, &keys, &paths, Network::Regtest, None);
         assert!(matches!(again, Err(BackupError::Exists(_))));
     }
 
@@ -478,21 +460,26 @@ mod tests {
         let (folder, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (keys, file) = backup(folder.path());
         let paths = node(folder.path());
-        let again = create(&paths, Network::Regtest, &file);
+        let again = create(&paths, Network::Regtest, None, &file);
         assert!(matches!(again, Err(BackupError::Exists(_))));
 
         let theirs = node(new.path());
-        words::create(&theirs, Network::Regtest).unwrap();
-        let refused = restore(&file, &keys, &theirs, Network::Regtest);
+        words::create(&theirs, Network::Regtest, None).unwrap();
+        let refused = restore(&file, &keys, &theirs, Network::Regtest, None);
         assert!(matches!(refused, Err(BackupError::Exists(path)) if path == theirs.words()));
         assert!(!theirs.journal().exists());
-        let refused = restore(&file, &keys, &theirs, Network::Signet);
+        let refused = restore(&file, &keys, &theirs, Network::Signet, None);
         assert!(matches!(refused, Err(BackupError::Network { .. })));
 
         let mut bytes = std::fs::read(paths.journal()).unwrap();
         bytes[30] ^= 1;
         std::fs::write(paths.journal(), bytes).unwrap();
-        let refused = create(&paths, Network::Regtest, &folder.path().join("second"));
+        let refused = create(
+            &paths,
+            Network::Regtest,
+            None,
+            &folder.path().join("second"),
+        );
         assert!(matches!(refused, Err(BackupError::Journal(_))));
         assert!(!folder.path().join("second").exists());
     }

@@ -79,6 +79,19 @@ impl Cache {
         }
     }
 
+    /// Forgets where the watcher stood, for good when this returns.
+    ///
+    /// # Errors
+    ///
+    /// What sled says.
+    pub(crate) fn forget_watcher(&self) -> io::Result<()> {
+        self.db
+            .remove(WATCHER)
+            .and_then(|_| self.db.flush())
+            .map(drop)
+            .map_err(io::Error::other)
+    }
+
     /// Where the watcher stood, if that was kept.
     pub(crate) fn watcher(&self) -> Option<Vec<u8>> {
         self.db

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bitcoin::Amount;
 use bitmesh_market::book::{AskId, OrderBook};
 use bitmesh_market::envelope::Network;
 use bitmesh_market::identity::{Ed25519Signer, NodeId};
@@ -33,9 +34,11 @@ use bitmesh_market::session::{CloseReason, Reading};
 use bitmesh_market::time::UnixTime;
 use bitmesh_wallet::chain::watch::Watcher;
 use bitmesh_wallet::chain::{BlockId, Tip};
+use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::keys::Keys;
 use bitmesh_wallet::onchain::{SpendError, Wallet};
-use bitmesh_wallet::store::Journal;
+use bitmesh_wallet::store::group::GroupCommit;
+use bitmesh_wallet::store::{AppendError, Journal};
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -54,7 +57,7 @@ use crate::control::{Call, api};
 use crate::ledger::MOMENT_EVERY;
 use crate::link::LinkEvent;
 use crate::mesh::{self, InboundId, Mesh, MeshStream, OpenError, RequestId};
-use crate::payments::Payments;
+use crate::payments::{Output, Payments};
 use crate::records::{Codec, Kind, MomentRecord};
 use crate::tunnel::Ended;
 
@@ -124,6 +127,8 @@ struct Driver {
     node: NodeId,
     signer: Ed25519Signer,
     keys: Arc<Keys>,
+    /// Whether the file with the words is under a passphrase: then they are not shown to whoever may ask.
+    words_are_sealed: bool,
     network: Network,
     clock: Clock,
     config: Config,
@@ -174,6 +179,10 @@ struct Driver {
     /// Held by whoever folds the journal: it takes memory, so one at a time.
     folding: Arc<Semaphore>,
     together: Vec<commands::Together>,
+    /// What waits for the journal to be synced.
+    standing: GroupCommit<Output>,
+    /// The total of the last voucher that came on each channel since the start, while it is open.
+    held: BTreeMap<ProposalId, Amount>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,
@@ -247,6 +256,7 @@ impl Driver {
             .chain(desk)
             .chain(payments)
             .chain(offer)
+            .chain(self.standing.deadline())
             .chain([self.next_tick])
             .min()
             .expect("the tick is always there")
@@ -359,6 +369,9 @@ impl Driver {
                 else => break,
             }
         }
+        // A voucher that came last is durable, and was answered.
+        self.standing.hasten();
+        self.drain();
         // The last words are in the streams' buffers, and the streams end with the process.
         tokio::time::sleep(FAREWELL).await;
         if let Err(error) = self.wallet.persist() {
@@ -383,7 +396,35 @@ impl Driver {
             }
             self.journal.append(kind, bytes)
         });
-        if let Err(error) = written {
+        self.written(written);
+    }
+
+    /// Writes down a record that raises what is paid by `value`, without making it durable: nothing that
+    /// relies on it may happen but through `standing`.
+    fn persist_deferred(&mut self, kind: u8, bytes: &[u8], value: Amount) {
+        let (moment, now) = (self.moment_due(), self.clock.now());
+        let marked = moment.map_or(Ok(()), |moment| {
+            self.journal
+                .append_deferred(Kind::Moment as u8, &moment.to_bytes())
+        });
+        let record = (kind, bytes);
+        let written =
+            marked.and_then(|()| self.standing.append(&mut self.journal, record, value, now));
+        self.written(written);
+    }
+
+    /// Makes everything written down so far durable. Called too before a figure that vouchers go into is
+    /// taken from the payments room past its outputs.
+    fn sync_journal(&mut self) {
+        if self.journal.is_synced() {
+            return;
+        }
+        let synced = tokio::task::block_in_place(|| self.journal.sync());
+        self.written(synced);
+    }
+
+    fn written(&mut self, outcome: Result<(), AppendError>) {
+        if let Err(error) = outcome {
             error!(%error, "the journal cannot be written; stopping before anything is promised");
             self.broken = true;
         }

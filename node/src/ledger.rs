@@ -40,7 +40,10 @@ use bitmesh_wallet::ledger::{self as channels, Ledger};
 use bitmesh_wallet::onchain::{HistoryEntry, Status};
 use bitmesh_wallet::store;
 
-use crate::records::{Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, WrittenOffRecord};
+use crate::control::api::Timestamp;
+use crate::records::{
+    Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, RepairedRecord, WrittenOffRecord,
+};
 
 /// How far apart the marks of time in the journal are at least, and so how exact the time of an entry
 /// is. Movements between two marks are shown as one.
@@ -379,6 +382,19 @@ impl Books {
             self.read_receipts();
             self.recent.clear();
             self.moment = Some(record.at());
+            Ok(())
+        } else if kind == Kind::Repaired as u8 {
+            let record = RepairedRecord::from_bytes(bytes).ok_or_else(unreadable)?;
+            let (bytes, records) = record.lost();
+            let at = Timestamp::from_unix(record.at().secs());
+            // It stays so: what these books leave out, nobody can add to them any more.
+            self.misfits.push(Misfit {
+                whose: "journal".to_owned(),
+                why: format!(
+                    "{bytes} bytes were lost and {records} records set aside when it was repaired on \
+                     {at}; what they moved is not in the books"
+                ),
+            });
             Ok(())
         } else if kind == Kind::Opened as u8 || kind == Kind::Restored as u8 {
             Ok(())
@@ -738,4 +754,4 @@ fn msat(amount: Amount) -> Msat {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -26,6 +26,25 @@ pub(crate) enum Kind {
     Moment = 20,
     /// A [`RestoredRecord`].
     Restored = 21,
+    /// A [`RepairedRecord`].
+    Repaired = 22,
+}
+
+impl Kind {
+    /// The node's kind of that number, if there is one.
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        [
+            Self::Lease,
+            Self::Session,
+            Self::Opened,
+            Self::WrittenOff,
+            Self::Moment,
+            Self::Restored,
+            Self::Repaired,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == number)
+    }
 }
 
 /// How a record is written down: CBOR.
@@ -48,6 +67,7 @@ impl Codec for OpenedRecord {}
 impl Codec for WrittenOffRecord {}
 impl Codec for MomentRecord {}
 impl Codec for RestoredRecord {}
+impl Codec for RepairedRecord {}
 
 /// A lease was signed by both: from here on its session exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +191,50 @@ impl RestoredRecord {
 
     /// The first unused index as payer, and as payee.
     pub(crate) fn next_indexes(&self) -> (u32, u32) {
+        (self.next_payer_key, self.next_payee_key)
+    }
+}
+
+/// Records were lost by damage, and the journal was put right without them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RepairedRecord {
+    at: u64,
+    /// Bytes that could not be read.
+    missing: u64,
+    /// Records that could be read and not be used.
+    set_aside: u64,
+    /// Where the indexes of channel keys go on, as payer and as payee: those between were perhaps used.
+    next_payer_key: u32,
+    next_payee_key: u32,
+}
+
+impl RepairedRecord {
+    pub(crate) fn new(
+        at: UnixTime,
+        missing: u64,
+        set_aside: usize,
+        (next_payer_key, next_payee_key): (u32, u32),
+    ) -> Self {
+        Self {
+            at: at.secs(),
+            missing,
+            set_aside: set_aside as u64,
+            next_payer_key,
+            next_payee_key,
+        }
+    }
+
+    pub(crate) const fn at(&self) -> UnixTime {
+        UnixTime::from_secs(self.at)
+    }
+
+    /// Bytes that could not be read, and records that could not be used.
+    pub(crate) const fn lost(&self) -> (u64, u64) {
+        (self.missing, self.set_aside)
+    }
+
+    /// The first unused index as payer, and as payee.
+    pub(crate) const fn next_indexes(&self) -> (u32, u32) {
         (self.next_payer_key, self.next_payee_key)
     }
 }

@@ -1,5 +1,7 @@
 //! The nodes that these tests trade with, and how a trade is brought to its end.
 
+use std::sync::Mutex;
+
 use bitcoin::{Amount, Txid};
 use bitmesh_node::control::api::{
     Buy, Channel, ChannelRole, ChannelState, CloseChannel, CloseLease, GetEarnings, Lease,
@@ -65,6 +67,27 @@ pub(crate) async fn buy(world: &World, buyer: &str, bytes: u64) -> Lease {
     let lease = purchase.lease.expect("a purchase has a lease");
     confirm(world, buyer, &lease).await;
     lease
+}
+
+/// Buys from a seller that was started again a moment ago: the buyer may have to find it first.
+pub(crate) async fn buy_again(world: &World, buyer: &str, bytes: u64) -> Lease {
+    let said = Mutex::new(Vec::new());
+    let bought = wait::until_async(PATIENCE, "a purchase", || async {
+        let request = Buy {
+            bytes: Some(bytes),
+            ..Buy::default()
+        };
+        match world.node(buyer).ask(request).await {
+            Ok(purchase) => purchase.lease,
+            Err(error) => {
+                said.lock().unwrap().push(error.to_string());
+                None
+            }
+        }
+    });
+    bought
+        .await
+        .unwrap_or_else(|late| panic!("{late}: {:#?}", said.lock().unwrap()))
 }
 
 /// Mines a block that holds the funding of the channel that pays for `lease`.

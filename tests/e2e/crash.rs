@@ -151,3 +151,19 @@ async fn a_frozen_seller_is_waited_for_and_nothing_is_lost() {
 
     balance(&world, &opening, &[(&lease.id, 20 * MB)]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seller_that_was_restarted_sells_again_to_a_buyer_whose_lease_has_ended() {
+    let (mut world, opening) = pair(slow_seller("alice")).await;
+    let first = buy(&world, "bob", 10 * MB).await;
+    world.fetch("bob", file(5 * MB, 1)).await;
+    crate::accounts::close(&world, "bob", "alice", &first.id).await;
+
+    crash(&mut world, "alice").await;
+    let second = crate::accounts::buy_again(&world, "bob", 10 * MB).await;
+    world.fetch("bob", file(5 * MB, 2)).await;
+
+    let delivered = [(&*first.id, 5 * MB), (&*second.id, 5 * MB)];
+    let books = balance(&world, &opening, &delivered).await;
+    assert_eq!((books.leases.len(), books.channels.len()), (2, 1));
+}

@@ -7,6 +7,7 @@ mod chain;
 mod closing;
 mod crash;
 mod hosts;
+mod journal;
 mod misuse;
 mod names;
 mod node;

@@ -92,6 +92,51 @@ async fn the_words_alone_find_a_channel_and_bring_its_money_back_after_expiry() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_seller_whose_words_are_under_a_passphrase_starts_with_it_alone_and_goes_on_selling() {
+    let mut world = World::start([seller("alice"), buyer("bob")]).await;
+    let lease = buy(&world, "bob", 20 * MB).await;
+    world.fetch("bob", file(5 * MB, 1)).await;
+    crate::accounts::close(&world, "bob", "alice", &lease.id).await;
+    let sold = world.channels("alice").await.remove(0);
+    let folder = world.node("alice").folder().to_owned();
+    let plain = fs::read_to_string(folder.join("words.txt")).unwrap();
+    let passphrase = folder.with_extension("passphrase");
+    fs::write(&passphrase, "correct horse battery staple\n").unwrap();
+
+    world.node_mut("alice").kill().unwrap();
+    let set = Command::new(bitmesh())
+        .arg("--datadir")
+        .arg(&folder)
+        .args(["wallet", "passphrase", "set", "--passphrase-file"])
+        .arg(&passphrase)
+        .output()
+        .unwrap();
+    assert!(set.status.success(), "{set:?}");
+    let refused = world.node_mut("alice").start_again().await;
+    assert!(refused.is_err(), "it started without its passphrase");
+    let node = world.node_mut("alice");
+    node.set_env("BITMESH_PASSPHRASE_FILE", &passphrase);
+    // Twice: a start with a passphrase leaves nothing behind that a second could do without.
+    for _ in 0..2 {
+        let again = node.start_again().await;
+        again.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    let sealed = fs::read_to_string(folder.join("words.txt")).unwrap();
+    assert!(sealed.starts_with("bitmesh sealed words 1\n"), "{sealed}");
+    for word in plain.lines().next().unwrap().split(' ') {
+        assert!(!sealed.split_whitespace().any(|it| it == word), "{word}");
+    }
+    // More than the first payment left as credit: a voucher is signed and held.
+    let lease = crate::accounts::buy_again(&world, "bob", 60 * MB).await;
+    world.fetch("bob", file(50 * MB, 2)).await;
+    crate::accounts::close(&world, "bob", "alice", &lease.id).await;
+    let again = world.channels("alice").await.remove(0);
+    assert_eq!(again.id, sold.id);
+    assert!(again.paid_sat > sold.paid_sat, "{again:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_seller_still_claims_its_vouchers_from_a_buyer_who_kept_only_the_words() {
     let mut world = World::start([slow_seller("alice"), buyer("bob")]).await;
     let lease = buy(&world, "bob", 50 * MB).await;
@@ -163,7 +208,7 @@ fn back_up(world: &World, name: &str) -> PathBuf {
 }
 
 /// A lease that costs more than a first payment, and is paid and closed.
-async fn trade(world: &World, seed: u64) {
+pub(crate) async fn trade(world: &World, seed: u64) {
     let lease = world.buy("bob", 60 * MB).await.lease.unwrap();
     if world.channels("bob").await[0].confirmations == 0 {
         crate::accounts::confirm(world, "bob", &lease).await;
@@ -173,7 +218,7 @@ async fn trade(world: &World, seed: u64) {
 }
 
 /// Waits until a node knows of this total, paid on its one channel.
-async fn until_paid(world: &World, name: &str, total: u64) {
+pub(crate) async fn until_paid(world: &World, name: &str, total: u64) {
     let what = format!("{name} to know of {total} sat");
     let seen = wait::until_async(PATIENCE, what, || async {
         let channels = world.channels(name).await;

@@ -9,6 +9,7 @@
     reason = "a benchmark that cannot go on has failed"
 )]
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -25,14 +26,17 @@ use bitmesh_wallet::channel::message::{Accept, Funding, Message, Open};
 use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, Tranche, genesis};
 use bitmesh_wallet::channel::payee::{Acceptance, Input, Output, Payee};
 use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
-use bitmesh_wallet::channel::{PartyId, TrancheIndex};
+use bitmesh_wallet::channel::{PartyId, ProposalId, TrancheIndex};
 use bitmesh_wallet::store::Journal;
+use bitmesh_wallet::store::group::GroupCommit;
 use criterion::{BatchSize, Criterion, Throughput};
 
 const CAPACITY: Amount = Amount::from_sat(10_000_000);
 const TIP: BlockHeight = BlockHeight::new(800_000);
-/// Vouchers that share one sync, as when they come faster than a tenth of a second allows.
+/// Vouchers that share one sync, as when a hundred of one sat come within five milliseconds.
 const GROUP: u64 = 100;
+/// Records of a journal that is recovered.
+const RECORDS: usize = 1_000_000;
 
 fn keypair(seed: u8) -> Keypair {
     let secret = SecretKey::from_slice(&[seed; 32]).unwrap();
@@ -280,9 +284,10 @@ fn batch(c: &mut Criterion) {
         })
         .collect();
     let payout = open().change_script;
-    c.bench_function("close of 60 channels", |b| {
-        b.iter(|| commitments(&members, &payout, FeeRate::BROADCAST_MIN).unwrap());
-    });
+    let close = || commitments(&members, &payout, FeeRate::BROADCAST_MIN).unwrap();
+    c.bench_function("close of 60 channels", |b| b.iter(close));
+    let took = timed(|| drop(black_box(close())));
+    println!("close of {MAX_CHANNELS} channels built in {took:.1?} (goal 1 s)");
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark is about time")]
@@ -381,6 +386,191 @@ fn goals() {
     }
 }
 
+/// A journal and what waits for it, as a node has them.
+struct Disk {
+    journal: Journal,
+    group: GroupCommit<Output>,
+    syncs: u32,
+    /// Time spent waiting for the disk.
+    waited: Duration,
+}
+
+impl Disk {
+    fn new(folder: &std::path::Path) -> Self {
+        let (journal, _, _) = Journal::open(folder.join("journal")).unwrap();
+        Self {
+            journal,
+            group: GroupCommit::new(),
+            syncs: 0,
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// Takes a voucher in: decoded, verified, written down, and answered once that is durable.
+    fn take_in(&mut self, payee: &mut Payee, bytes: &[u8], now: Instant) {
+        let message = Message::from_bytes(bytes).unwrap();
+        payee.handle(Input::Received(message), now).unwrap();
+        while let Some(output) = payee.poll_output() {
+            match output {
+                Output::Persist(record) => self
+                    .group
+                    .append(
+                        &mut self.journal,
+                        (JOURNAL_KIND, &record.to_bytes()),
+                        Amount::ONE_SAT,
+                        now,
+                    )
+                    .unwrap(),
+                output => self.group.push(output),
+            }
+        }
+        self.go_on(now);
+    }
+
+    fn go_on(&mut self, now: Instant) {
+        if self.group.is_due(now) {
+            self.waited += timed(|| self.journal.sync().unwrap());
+            self.syncs += 1;
+        }
+        while let Some(effect) = self.group.pop(&self.journal) {
+            black_box(effect);
+        }
+    }
+}
+
+/// CPU time of this process, all its threads, so far.
+fn cpu() -> Duration {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap();
+    let spent = threads.map(|thread| {
+        let path = thread.unwrap().path().join("schedstat");
+        let text = std::fs::read_to_string(path).unwrap();
+        text.split(' ').next().unwrap().parse::<u64>().unwrap()
+    });
+    Duration::from_nanos(spent.sum())
+}
+
+/// Memory of this process that is in use, in bytes.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4_096
+}
+
+fn voucher_messages(totals: std::ops::RangeInclusive<u64>) -> Vec<Vec<u8>> {
+    let (payer, tranche) = (keypair(1), tranche());
+    totals
+        .map(|total| tranche.sign(&payer, Amount::from_sat(total)).unwrap())
+        .map(|voucher| Message::Voucher(voucher).to_bytes())
+        .collect()
+}
+
+/// Vouchers as fast as they come, each answered once it is durable, at most 5 ms or 100 sat in a group,
+/// against as many bare verifications.
+#[expect(clippy::disallowed_methods, reason = "a benchmark is about time")]
+fn durable() {
+    const TURNS: usize = 20;
+    const EACH: u64 = 1_000;
+    let secp = Secp256k1::new();
+    let (payer, tranche) = (keypair(1), tranche());
+    let key = payer.x_only_public_key().0;
+    let digest = Digest::from_digest(tranche.digest(Amount::from_sat(5_000)).unwrap());
+    let signature = secp.sign_schnorr_no_aux_rand(&digest, &payer);
+    let messages = voucher_messages(1..=EACH * TURNS as u64);
+    let mut turns = messages.chunks(EACH as usize);
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, mut payee) = (Disk::new(folder.path()), payee(epoch()));
+    let mut ours = Duration::ZERO;
+    let (ratio, took) = against(
+        TURNS,
+        || {
+            for _ in 0..EACH {
+                secp.verify_schnorr(&signature, black_box(&digest), &key)
+                    .unwrap();
+            }
+        },
+        || {
+            let before = cpu();
+            for bytes in turns.next().unwrap() {
+                disk.take_in(&mut payee, bytes, Instant::now());
+            }
+            ours += cpu() - before;
+        },
+    );
+    let all = TURNS as f64 * EACH as f64;
+    println!(
+        "voucher verified and durable, groups of 5 ms: {:.0}/s (goal 10,000), {ratio:.2} of bare Schnorr \
+         verify (goal 0.80); {:.0} µs of CPU each, {:.0} vouchers to a sync of {:.1?}",
+        EACH as f64 / took.as_secs_f64(),
+        ours.as_secs_f64() * 1e6 / all,
+        all / f64::from(disk.syncs),
+        disk.waited / disk.syncs,
+    );
+}
+
+/// A thousand open channels, each paid on once a second: what a seller's payments cost, without the
+/// network. Time is virtual, the disk is not.
+fn a_thousand_channels() {
+    const CHANNELS: u32 = 1_000;
+    const SECONDS: u64 = 5;
+    let folder = tempfile::tempdir().unwrap();
+    let messages = voucher_messages(1..=SECONDS);
+    let mut now = epoch();
+    let before = resident();
+    let mut payees: Vec<_> = (0..CHANNELS).map(|_| payee(now)).collect();
+    let mut disk = Disk::new(folder.path());
+    let spent = cpu();
+    for bytes in &messages {
+        for payee in &mut payees {
+            now += Duration::from_secs(1) / CHANNELS;
+            disk.take_in(payee, bytes, now);
+        }
+    }
+    let spent = (cpu() - spent).as_secs_f64() / SECONDS as f64;
+    let memory = resident().saturating_sub(before);
+    println!(
+        "{CHANNELS} channels, one voucher a second on each: {:.1} % of a core (goal 10 %), {:.1} MB (goal \
+         64 MB), {} syncs a second",
+        spent * 100.0,
+        memory as f64 / 1e6,
+        u64::from(disk.syncs) / SECONDS,
+    );
+}
+
+/// Reads a journal of [`RECORDS`] vouchers on a thousand channels, decodes each, and sorts them by
+/// channel, as a node that starts does.
+fn recovery() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal");
+    let (mut journal, _, _) = Journal::open(&path).unwrap();
+    let voucher = tranche()
+        .sign(&keypair(1), Amount::from_sat(5_000))
+        .unwrap();
+    for index in 0..RECORDS {
+        let mut proposal = [7; 32];
+        proposal[..2].copy_from_slice(&((index % 1_000) as u16).to_be_bytes());
+        let fact = Fact::Held {
+            tranche: voucher.tranche,
+            total: Amount::from_sat(index as u64),
+            signature: voucher.signature,
+        };
+        let proposal = ProposalId::from_bytes(proposal);
+        let record = Record { proposal, fact }.to_bytes();
+        journal.append_deferred(JOURNAL_KIND, &record).unwrap();
+    }
+    journal.sync().unwrap();
+    drop(journal);
+    let took = timed(|| {
+        let (_journal, entries, _) = Journal::open(&path).unwrap();
+        let mut channels: BTreeMap<ProposalId, Vec<Record>> = BTreeMap::new();
+        for (_, bytes) in entries {
+            let record = Record::from_bytes(&bytes).unwrap();
+            channels.entry(record.proposal).or_default().push(record);
+        }
+        assert_eq!(black_box(channels).len(), 1_000);
+    });
+    println!("{RECORDS} records recovered in {took:.2?} (goal 5 s)");
+}
+
 fn main() {
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
@@ -392,4 +582,7 @@ fn main() {
     batch(&mut criterion);
     criterion.final_summary();
     goals();
+    durable();
+    a_thousand_channels();
+    recovery();
 }

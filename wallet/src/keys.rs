@@ -33,9 +33,10 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 mod file;
+pub mod sealed;
 mod trace;
 
-pub use file::{SecretFileError, read_secret, write_secret};
+pub use file::{SecretFileError, read_secret, replace_secret, write_secret};
 
 /// How many words the mnemonic has: 128 bits of entropy, the strength of every curve used here.
 pub const MNEMONIC_WORDS: usize = 12;

@@ -587,6 +587,26 @@ fn confirmations(position: &ChainPosition<ConfirmationBlockTime>, tip: u32) -> u
     }
 }
 
+/// Has the wallet in `dir` read the chain again from its birthday when it is opened next. Nobody may have it open.
+/// What a wallet knows comes from the chain and its keys; only how many addresses were handed out, and
+/// not used so far, is forgotten.
+///
+/// # Errors
+///
+/// What the system says.
+pub fn forget(dir: &Path) -> std::io::Result<()> {
+    changes::forget(dir)
+}
+
+/// The block from which on the wallet in `dir` exists, if that is known yet.
+///
+/// # Errors
+///
+/// [`OpenError::Birthday`] if its note of that cannot be read.
+pub fn birthday(dir: &Path) -> Result<Option<BlockId>, OpenError> {
+    read_birthday(dir)
+}
+
 fn read_birthday(dir: &Path) -> Result<Option<BlockId>, OpenError> {
     let path = dir.join(BIRTHDAY_FILE);
     let wrong = |detail: String| OpenError::Birthday {

@@ -6,10 +6,12 @@
 //! belong to the wallet, the others to whoever opened the journal.
 //!
 //! A write cut short by a crash is recognised, set aside and reported. Damage to anything that was
-//! durable is never cut: the journal refuses to open and says where.
+//! durable is never cut: the journal refuses to open and says where. What can still be read of it then,
+//! [`salvage`] says.
 
 pub mod format;
 pub mod group;
+pub mod salvage;
 
 #[cfg(test)]
 mod faults;
@@ -56,8 +58,7 @@ pub enum OpenError {
         /// The journal.
         path: PathBuf,
     },
-    /// Records that were durable are damaged. Restore the file from a backup, or keep it and close
-    /// the channels with what can still be read.
+    /// Records that were durable are damaged. [`salvage`] reads what is left.
     #[error("{} is damaged at byte {}: {} records before it are intact", path.display(), damage.offset, damage.intact)]
     Damaged {
         /// The journal.
@@ -212,29 +213,9 @@ impl Journal {
     ///
     /// Returns [`AppendError`]; the old journal is then untouched and in use.
     pub fn replace(&mut self, entries: &[Entry]) -> Result<(), AppendError> {
-        let mut bytes = HEADER.to_vec();
-        for (kind, payload) in entries {
-            let at = bytes.len() as u64;
-            bytes.extend(record(at, *kind, payload, false)?);
-        }
-        let path = beside(&self.path, ".new");
-        let write = || {
-            let mut options = OpenOptions::new();
-            options
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600);
-            let mut file = options.open(&path)?;
-            file.append(&bytes)?;
-            file.sync_all()?;
-            Ok(file)
-        };
-        let file = write().map_err(AppendError::Write)?;
-        std::fs::rename(&path, &self.path).map_err(AppendError::Write)?;
+        let (file, length) = write_whole(&self.path, entries)?;
         self.file = file;
-        self.length = bytes.len() as u64;
+        self.length = length;
         self.synced = self.length;
         self.has_failed = false;
         sync_directory(&self.path).map_err(|error| self.fail(error))
@@ -325,6 +306,34 @@ impl<F: Medium> Journal<F> {
         self.has_failed = true;
         AppendError::Failed(error)
     }
+}
+
+/// Writes a journal of `entries` beside the one at `path` and renames it over that, so that either is
+/// there. The caller syncs the folder. Returns the new file, at its end, and its length.
+fn write_whole(path: &Path, entries: &[Entry]) -> Result<(File, u64), AppendError> {
+    let mut bytes = HEADER.to_vec();
+    for (kind, payload) in entries {
+        let at = bytes.len() as u64;
+        // Under its name it is only once all of it is durable, which is what the barrier says.
+        bytes.extend(record(at, *kind, payload, true)?);
+    }
+    let new = beside(path, ".new");
+    let write = || {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600);
+        let mut file = options.open(&new)?;
+        file.append(&bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&new, path)?;
+        Ok(file)
+    };
+    let file = write().map_err(AppendError::Write)?;
+    Ok((file, bytes.len() as u64))
 }
 
 fn record(at: u64, kind: u8, payload: &[u8], is_barrier: bool) -> Result<Vec<u8>, AppendError> {

@@ -7,7 +7,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
     ("Start", &["init", "up", "down", "status", "daemon"]),
     ("Sell", &["sell", "earnings"]),
     ("Buy", &["offers", "buy", "leases", "lease", "usage"]),
-    ("Wallet", &["wallet", "channels", "backup"]),
+    ("Wallet", &["wallet", "channels", "backup", "journal"]),
     ("Network", &["id", "peers"]),
     ("Set up", &["config", "completions", "man", "help"]),
     ("Develop", &["testnet", "events", "api"]),

@@ -1,8 +1,10 @@
 //! Arguments of the commands about coins and channels.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
-use super::{Feerate, Span, WholeSat};
+use super::{Feerate, Span, UnlockArgs, WholeSat};
 
 /// Arguments of `wallet`.
 #[derive(Debug, Args)]
@@ -46,11 +48,78 @@ It says what it costs and asks before it sends; --yes accepts.")]
 
 Whoever sees the words has the coins. Write them on paper; never photograph or paste them.
 To restore: bitmesh init --words-file -
+Where they are under a passphrase it is asked for first, and the daemon need not run.
 
 They restore coins on chain and, after its expiry, what a channel of this buyer still holds. What a
 seller was paid and has not claimed, leases and credit are in the journal: keep that with
 \"bitmesh backup create\", and never run two nodes on copies of it.")]
-    Backup,
+    Backup(UnlockArgs),
+    /// Keep the words of this node under a passphrase: set, change, remove
+    #[command(after_help = "Examples:
+  bitmesh down && bitmesh wallet passphrase set && bitmesh up
+  bitmesh wallet passphrase change --new-passphrase-file /run/keys/bitmesh
+
+The daemon has to be down. Only the file with the words is sealed: without the passphrase it gives
+neither coins nor name. The words on paper open everything as before. \"bitmesh up\" and \"bitmesh
+daemon\" ask for the passphrase on a terminal, or read the file that BITMESH_PASSPHRASE_FILE names.")]
+    Passphrase(PassphraseArgs),
+}
+
+/// Arguments of `wallet passphrase`.
+#[derive(Debug, Args)]
+pub struct PassphraseArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: PassphraseCommand,
+}
+
+/// What to do with the passphrase.
+#[derive(Debug, Subcommand)]
+pub enum PassphraseCommand {
+    /// Put the words under a passphrase
+    #[command(after_help = "Examples:
+  bitmesh wallet passphrase set
+  bitmesh wallet passphrase set --passphrase-file /run/keys/bitmesh
+
+It is asked for twice. If it is forgotten, only the words on paper bring the node back: look at them
+before with \"bitmesh wallet backup\".")]
+    Set {
+        /// Read the passphrase from this file; `-` reads standard input
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Put the words under another passphrase
+    #[command(after_help = "Examples:
+  bitmesh wallet passphrase change
+  bitmesh wallet passphrase change --passphrase-file old --new-passphrase-file new
+
+The file is replaced at once: whatever happens, one of the two passphrases opens it.")]
+    Change {
+        /// Read the passphrase until now from this file; `-` reads standard input
+        #[arg(
+            long,
+            env = "BITMESH_PASSPHRASE_FILE",
+            value_name = "FILE",
+            hide_env_values = true
+        )]
+        passphrase_file: Option<PathBuf>,
+        /// Read the new passphrase from this file
+        #[arg(long, value_name = "FILE")]
+        new_passphrase_file: Option<PathBuf>,
+    },
+    /// Keep the words under no passphrase
+    #[command(after_help = "Example:
+  bitmesh wallet passphrase remove")]
+    Remove {
+        /// Read the passphrase from this file; `-` reads standard input
+        #[arg(
+            long,
+            env = "BITMESH_PASSPHRASE_FILE",
+            value_name = "FILE",
+            hide_env_values = true
+        )]
+        passphrase_file: Option<PathBuf>,
+    },
 }
 
 /// Arguments of `wallet send`.

@@ -10,6 +10,12 @@ pub struct InitArgs {
     /// Restore name and on-chain coins from the twelve words in this file; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub words_file: Option<PathBuf>,
+    /// Keep the words under a passphrase, which is asked for twice
+    #[arg(long, conflicts_with = "passphrase_file")]
+    pub passphrase: bool,
+    /// Keep the words under the passphrase in this file; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
     /// Block from which a restored wallet looks for its coins [default: the first]
     #[arg(long, value_name = "HEIGHT", requires = "words_file")]
     pub birth_height: Option<u32>,
@@ -18,9 +24,26 @@ pub struct InitArgs {
     pub settings: Vec<String>,
 }
 
+/// Where the passphrase of the words is found.
+#[derive(Debug, Args)]
+pub struct UnlockArgs {
+    /// Read the passphrase of the words from this file; `-` reads standard input
+    #[arg(
+        long,
+        global = true,
+        env = "BITMESH_PASSPHRASE_FILE",
+        value_name = "FILE",
+        hide_env_values = true
+    )]
+    pub passphrase_file: Option<PathBuf>,
+}
+
 /// Arguments of `backup`.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
     /// What to do.
     #[command(subcommand)]
     pub command: BackupCommand,
@@ -70,12 +93,56 @@ paid since and do not say again when they meet, and channels that were opened si
     },
 }
 
+/// Arguments of `journal`.
+#[derive(Debug, Args)]
+pub struct JournalArgs {
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: JournalCommand,
+}
+
+/// What to do with the journal.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum JournalCommand {
+    /// Say whether the journal is damaged, what is missing, and what that means
+    #[command(after_help = "Examples:
+  bitmesh journal check
+  bitmesh journal check --json | jq .missing
+
+Nothing is written, and the daemon may run. It exits with 1 if the journal is damaged. Records are
+tried as the node does at its start, with the keys of its words.")]
+    Check,
+    /// Go on with what can be read of a damaged journal
+    #[command(after_help = "Examples:
+  bitmesh journal repair && bitmesh up
+  bitmesh journal repair --yes --json | jq -r .kept_at
+
+A node does not start on a journal that is damaged in its middle, and never repairs it by itself.
+This keeps the damaged file as it is under another name beside it, and writes one of every record
+that can be used. It shows what is missing and asks first. The daemon has to be down.
+
+A copy of the journal that is as new as the damaged one is better: put that in its place instead. An
+older one is not, unless an agreement with a buyer is lost that it still has.
+
+What is lost costs little where the other side is honest: each channel goes by running totals that
+both know, so a buyer says its last voucher again and a seller shows the last one it holds. An old
+total never pays or claims more. Key indexes that may have been used are passed over, channels that
+may have been funded are not funded again, and the chain is read anew for both.")]
+    Repair,
+}
+
 /// Arguments of `up`.
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// How long to wait for the daemon to be ready
     #[arg(long, value_name = "SPAN", default_value = "60s")]
     pub wait: super::Span,
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
 }
 
 /// Arguments of `daemon`.
@@ -99,6 +166,9 @@ pub struct DaemonArgs {
         hide_env_values = true
     )]
     pub log: Option<String>,
+    /// How the words of this node are opened.
+    #[command(flatten)]
+    pub unlock: UnlockArgs,
     /// Leave the terminal that started it
     #[arg(long, hide = true)]
     pub background: bool,

@@ -15,6 +15,7 @@ use crate::{
     context::Context,
     failure::Failure,
     output::Style,
+    passphrase,
 };
 
 #[derive(Serialize)]
@@ -27,21 +28,38 @@ struct Outcome {
 
 pub(super) fn run(context: &Context, args: BackupArgs) -> Result<(), Failure> {
     let (paths, network) = (&context.paths, context.network);
+    let file_of_passphrase = args.unlock.passphrase_file.as_deref();
     let (done, file, summary) = match args.command {
         BackupCommand::Create { file } => {
-            let summary = backup::create(paths, network, &file)?;
+            let passphrase = passphrase::to_open(context, file_of_passphrase)?;
+            let summary = backup::create(paths, network, passphrase.as_ref(), &file)?;
             ("created", file, summary)
         }
         BackupCommand::Verify { file, words_file } => {
-            let keys = keys(context, words_file.as_deref())?;
+            let keys = match words_file {
+                Some(path) => given_keys(context, &path)?,
+                None => {
+                    let passphrase = passphrase::to_open(context, file_of_passphrase)?;
+                    words::load(paths, network, passphrase.as_ref())?.0
+                }
+            };
             ("verified", file.clone(), backup::verify(&file, &keys)?)
         }
         BackupCommand::Restore { file, words_file } => {
-            let keys = keys(context, words_file.as_deref())?;
+            // Of the words that are there; else, if it is named, of those that are written.
+            let passphrase = match (paths.words().exists(), file_of_passphrase) {
+                (false, Some(file)) => Some(passphrase::from_file(file)?),
+                (true, file) => passphrase::to_open(context, file)?,
+                (false, None) => None,
+            };
+            let keys = match words_file {
+                Some(path) => given_keys(context, &path)?,
+                None => words::load(paths, network, passphrase.as_ref())?.0,
+            };
             create_private_dir(&paths.datadir)
                 .map_err(|error| Failure::file("make", &paths.datadir, &error))?;
             let _lock = Lock::acquire(paths)?;
-            let summary = backup::restore(&file, &keys, paths, network)?;
+            let summary = backup::restore(&file, &keys, paths, network, passphrase.as_ref())?;
             ("restored", file, summary)
         }
     };
@@ -64,14 +82,9 @@ pub(super) fn run(context: &Context, args: BackupArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn keys(context: &Context, words_file: Option<&Path>) -> Result<Keys, Failure> {
-    match words_file {
-        Some(path) => Ok(words::parse(
-            &super::init::read_words(path)?,
-            context.network,
-        )?),
-        None => Ok(words::load(&context.paths, context.network)?.0),
-    }
+fn given_keys(context: &Context, words_file: &Path) -> Result<Keys, Failure> {
+    let words = super::init::read_words(words_file)?;
+    Ok(words::parse(&words, context.network)?)
 }
 
 fn text(outcome: &Outcome, style: Style) -> String {
@@ -119,7 +132,7 @@ impl From<BackupError> for Failure {
             ),
             BackupError::Journal(_) => (
                 ErrorCode::Failure,
-                "nothing was changed; copy the journal aside and restore the last good backup",
+                "nothing was changed; \"bitmesh journal check\" says what is lost and what can be done",
             ),
             BackupError::Version(_) | BackupError::JournalVersion | BackupError::TooLarge(_) => (
                 ErrorCode::Failure,

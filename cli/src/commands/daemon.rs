@@ -30,6 +30,7 @@ use crate::{
     context::Context,
     failure::Failure,
     output::Output,
+    passphrase,
 };
 
 /// Threads that carry traffic. More than four cost memory and bring nothing: one proxy saturates a
@@ -40,6 +41,8 @@ pub(super) fn run(context: &Context, args: &DaemonArgs) -> Result<(), Failure> {
     must_be_initialised(context)?;
     let mut config = Config::load(&context.paths.config)?;
     config.network = context.network;
+    // Before it leaves the terminal, and before anything is logged.
+    let passphrase = passphrase::to_open(context, args.unlock.passphrase_file.as_deref())?;
     if args.background {
         // Fails only for the leader of a process group, which a terminal's hangup does not reach
         // through its parent either.
@@ -68,7 +71,7 @@ pub(super) fn run(context: &Context, args: &DaemonArgs) -> Result<(), Failure> {
             info!(socket = %paths.socket.display(), "ready");
             notify("READY=1");
         };
-        let ended = bitmesh_node::run(config, paths, shutdown, ready).await;
+        let ended = bitmesh_node::run(config, paths, passphrase, shutdown, ready).await;
         notify("STOPPING=1");
         info!("stopped");
         Ok(ended?)
@@ -170,6 +173,9 @@ fn notify(state: &str) {
 
 impl From<WordsFileError> for Failure {
     fn from(error: WordsFileError) -> Self {
+        if let Some(failure) = passphrase::failure(&error) {
+            return failure;
+        }
         let (code, hint) = match &error {
             WordsFileError::Missing(_) => (
                 ErrorCode::NotFound,
@@ -183,7 +189,10 @@ impl From<WordsFileError> for Failure {
                 ErrorCode::Usage,
                 "twelve English words are needed, in their order",
             ),
-            WordsFileError::File(_)
+            WordsFileError::Sealed(_)
+            | WordsFileError::NotSealed(_)
+            | WordsFileError::Unseal { .. }
+            | WordsFileError::File(_)
             | WordsFileError::Folder { .. }
             | WordsFileError::BirthHeight(_) => (
                 ErrorCode::Failure,
@@ -229,7 +238,7 @@ impl From<StartError> for Failure {
                 ErrorCode::Failure,
                 text,
                 "money stands on it, so nothing is guessed: copy the whole data directory first, then \
-                 put the newest copy of the journal in its place, if there is one",
+                 \"bitmesh journal check\" says what is lost and what can be done",
             ),
             StartError::JournalRefuses => Self::new(
                 ErrorCode::Failure,

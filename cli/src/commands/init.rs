@@ -14,7 +14,9 @@ use bitmesh_node::{
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::{args::InitArgs, context::Context, failure::Failure, output::Style, render};
+use crate::{
+    args::InitArgs, context::Context, failure::Failure, output::Style, passphrase, render,
+};
 
 /// Longest input that can be twelve words.
 const WORDS_MAX: u64 = 4 * 1024;
@@ -27,11 +29,19 @@ struct Made {
     config: String,
     words_file: String,
     restored: bool,
+    sealed: bool,
 }
 
 pub(super) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
     let paths = &context.paths;
     let network = context.network;
+    let is_stdin = |file: &Option<std::path::PathBuf>| file.as_deref() == Some(Path::new("-"));
+    if is_stdin(&args.words_file) && is_stdin(&args.passphrase_file) {
+        return Err(Failure::usage(
+            "words and passphrase cannot both be on standard input",
+            "put one of them into a file",
+        ));
+    }
     // Everything that can be wrong is found before anything is written.
     let restored = match &args.words_file {
         Some(path) => Some(words::parse(&read_words(path)?, network)?),
@@ -42,16 +52,25 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         return Err(words::WordsFileError::Exists(paths.datadir.clone()).into());
     }
 
+    let passphrase = match args.passphrase || args.passphrase_file.is_some() {
+        true => Some(passphrase::to_set(
+            context,
+            args.passphrase_file.as_deref(),
+        )?),
+        false => None,
+    };
+
     create_private_dir(&paths.datadir)
         .map_err(|error| Failure::file("make", &paths.datadir, &error))?;
     let _lock = Lock::acquire(paths)?;
     let is_restored = restored.is_some();
     let keys = match restored {
         Some(keys) => {
-            words::restore(paths, &keys, args.birth_height.unwrap_or(0))?;
+            let birth_height = args.birth_height.unwrap_or(0);
+            words::restore(paths, &keys, birth_height, passphrase.as_ref())?;
             keys
         }
-        None => words::create(paths, network)?,
+        None => words::create(paths, network, passphrase.as_ref())?,
     };
     if let Some(text) = new_config {
         if let Some(folder) = paths.config.parent() {
@@ -68,6 +87,7 @@ pub(super) fn run(context: &Context, args: &InitArgs) -> Result<(), Failure> {
         config: paths.config.display().to_string(),
         words_file: paths.words().display().to_string(),
         restored: is_restored,
+        sealed: passphrase.is_some(),
     };
     context.out.reply(&made, summary)?;
     if !made.restored && !context.out.is_json() && io::stdout().is_terminal() {
@@ -115,8 +135,12 @@ fn summary(made: &Made, style: Style) -> String {
         (
             "wallet",
             format!(
-                "{how}; words in {} (readable by you alone)",
-                made.words_file
+                "{how}; words in {} ({})",
+                made.words_file,
+                match made.sealed {
+                    true => "under your passphrase",
+                    false => "readable by you alone",
+                }
             ),
         ),
     ];

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read, Seek, SeekFrom},
+    io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
     process::{Child, Command, Stdio},
@@ -16,12 +16,13 @@ use bitmesh_node::{
         api::{GetStatus, Shutdown, Status},
     },
     paths::{Lock, create_private_dir},
+    words::{self, Passphrase},
 };
 use serde::Serialize;
 
 use crate::{
-    args::UpArgs, context::Context, failure::Failure, output::Style, progress::while_waiting,
-    render,
+    args::UpArgs, context::Context, failure::Failure, output::Style, passphrase,
+    progress::while_waiting, render,
 };
 
 /// How often a starting or stopping daemon is looked at.
@@ -55,7 +56,10 @@ pub(super) fn up(context: &Context, args: &UpArgs) -> Result<(), Failure> {
         super::daemon::must_be_initialised(context)?;
         // A daemon would say the same, in a log.
         Config::load(&context.paths.config)?;
-        let (mut child, begin) = launch(context)?;
+        // So is a wrong passphrase told here and not in a log.
+        let passphrase = passphrase::to_open(context, args.unlock.passphrase_file.as_deref())?;
+        words::load(&context.paths, context.network, passphrase.as_ref())?;
+        let (mut child, begin) = launch(context, passphrase)?;
         let ready = wait_until_ready(context, &mut child, begin, args.wait.0);
         let status = while_waiting(&context.out, "starting the daemon", ready).await?;
         report(context, &status, true)
@@ -85,7 +89,7 @@ fn report(context: &Context, status: &Status, started: bool) -> Result<(), Failu
 }
 
 /// Starts the daemon. Returns it, and where in the log its words begin.
-fn launch(context: &Context) -> Result<(Child, u64), Failure> {
+fn launch(context: &Context, passphrase: Option<Passphrase>) -> Result<(Child, u64), Failure> {
     let log = open_log(&context.paths.log)
         .map_err(|error| Failure::file("write the log", &context.paths.log, &error))?;
     let copy = log
@@ -109,13 +113,23 @@ fn launch(context: &Context) -> Result<(Child, u64), Failure> {
     for _ in 0..global.verbose {
         command.arg("-v");
     }
-    command
-        .stdin(Stdio::null())
+    if passphrase.is_some() {
+        // Not in its arguments and not in its environment, which others can read.
+        command.arg("--passphrase-file").arg("-");
+        command.stdin(Stdio::piped());
+    } else {
+        command.stdin(Stdio::null());
+    }
+    let mut child = command
         .stdout(copy)
         .stderr(log)
         .spawn()
-        .map(|child| (child, begin))
-        .map_err(|error| Failure::file("start", &program, &error))
+        .map_err(|error| Failure::file("start", &program, &error))?;
+    if let (Some(passphrase), Some(mut stdin)) = (passphrase, child.stdin.take()) {
+        // Fails only if it has ended, which its log explains.
+        let _ = stdin.write_all(passphrase.reveal().as_bytes());
+    }
+    Ok((child, begin))
 }
 
 fn open_log(path: &Path) -> std::io::Result<File> {

@@ -3,16 +3,18 @@
 use bitmesh_node::control::ErrorCode;
 use bitmesh_node::control::api::{
     CloseAllChannels, CloseChannel, GetBalance, GetEarnings, ListChannels, ListTransactions,
-    ReceiveCoins, RefundChannel, RevealWords, SendCoins, ShowChannel,
+    ReceiveCoins, RefundChannel, RevealWords, SendCoins, ShowChannel, Words,
 };
+use bitmesh_node::words::{self, Passphrase};
 
 use crate::{
     args::{
         ChannelCloseArgs, ChannelRefundArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate,
-        SendArgs, Span, WalletCommand, WholeSat,
+        SendArgs, Span, UnlockArgs, WalletCommand, WholeSat,
     },
     context::{Context, now},
     failure::Failure,
+    passphrase,
     prompt::Consent,
     render,
 };
@@ -34,7 +36,8 @@ pub(super) fn wallet(context: &Context, command: WalletCommand) -> Result<(), Fa
             let transactions = context.call(&ListTransactions { limit }, ASKING)?;
             Ok(context.out.reply(&transactions, render::transactions)?)
         }
-        WalletCommand::Backup => backup(context),
+        WalletCommand::Backup(unlock) => backup(context, &unlock),
+        WalletCommand::Passphrase(args) => super::passphrase::run(context, args.command),
     }
 }
 
@@ -68,13 +71,17 @@ fn feerate(feerate: Feerate) -> u64 {
     feerate.sat_per_kvb
 }
 
-fn backup(context: &Context) -> Result<(), Failure> {
+fn backup(context: &Context, unlock: &UnlockArgs) -> Result<(), Failure> {
     context.out.note(
         "Whoever sees the twelve words has the coins and the name of this node. \
          Make sure that nobody looks over your shoulder.",
     );
     context.consent.ask("show the words?")?;
-    let words = context.call(&RevealWords { confirm: true }, ASKING)?;
+    let words = match passphrase::to_open(context, unlock.passphrase_file.as_deref())? {
+        // The daemon has them open, and shows them to nobody: whoever asks has to know the passphrase.
+        Some(passphrase) => sealed_words(context, &passphrase)?,
+        None => context.call(&RevealWords { confirm: true }, ASKING)?,
+    };
     context.out.reply(&words, render::words)?;
     context.out.note(&format!(
         "They restore the name and the coins on chain. Channels, leases and credit are in {} alone; \
@@ -82,6 +89,17 @@ fn backup(context: &Context) -> Result<(), Failure> {
         context.paths.journal().display()
     ));
     Ok(())
+}
+
+/// The words as their file has them; the daemon need not run.
+fn sealed_words(context: &Context, passphrase: &Passphrase) -> Result<Words, Failure> {
+    let (keys, birth_height) = words::load(&context.paths, context.network, Some(passphrase))?;
+    // A new node's wallet notes it with the first block it sees.
+    let born = words::wallet_birthday(&context.paths);
+    Ok(Words {
+        words: keys.words().split(' ').map(str::to_owned).collect(),
+        birth_height: born.or(birth_height).unwrap_or(0),
+    })
 }
 
 pub(super) fn channels(context: &Context, args: ChannelsArgs) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output, Stdio},
@@ -337,6 +337,41 @@ fn on_terminal(daemon: &Daemon, args: &[&str], typed: &str) -> (String, Option<i
     drop(keys);
     let shown = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     (shown, output.status.code())
+}
+
+/// As [`on_terminal`], but each answer is typed only when its question is there.
+fn answering_on_terminal(
+    daemon: &Daemon,
+    args: &[&str],
+    answers: &[(&str, &str)],
+) -> (String, Option<i32>) {
+    let line = format!("{} {}", env!("CARGO_BIN_EXE_bitmesh"), args.join(" "));
+    let mut terminal = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .env("HOME", daemon.dir())
+        .env("TERM", "dumb")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("this test needs script; on Debian: apt-get install bsdutils");
+    let mut keys = terminal.stdin.take().unwrap();
+    let mut screen = terminal.stdout.take().unwrap();
+    let mut shown = Vec::new();
+    for (question, answer) in answers {
+        while !String::from_utf8_lossy(&shown).contains(question) {
+            let mut some = [0; 512];
+            match screen.read(&mut some).unwrap() {
+                0 => break,
+                read => shown.extend(&some[..read]),
+            }
+        }
+        // Nobody may read any more, where it ended without asking.
+        let _ = keys.write_all(answer.as_bytes());
+    }
+    screen.read_to_end(&mut shown).unwrap();
+    let code = terminal.wait().unwrap().code();
+    drop(keys);
+    (String::from_utf8_lossy(&shown).replace('\r', ""), code)
 }
 
 #[test]
@@ -901,7 +936,6 @@ fn a_daemon_that_cannot_start_says_why() {
         "{}",
         stderr(&up)
     );
-    assert!(stderr(&up).contains("regtest.log)"), "{}", stderr(&up));
 }
 
 #[test]
@@ -922,13 +956,187 @@ fn a_port_that_is_taken_is_named_with_what_to_do() {
 }
 
 #[test]
+fn words_under_a_passphrase_open_with_it_alone_and_a_wrong_one_changes_nothing() {
+    let node = Node::new();
+    let file = |name: &str, text: &str| {
+        let path = node.home.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (first, second) = (file("first", "correct horse\n"), file("second", "battery"));
+    let words = stdout(&node.run(&["config", "path", "words"]))
+        .trim()
+        .to_owned();
+    let code = |output: &Output| output.status.code();
+
+    let set = node.run(&[
+        "wallet",
+        "passphrase",
+        "set",
+        "--passphrase-file",
+        &first,
+        "--json",
+    ]);
+    assert!(set.status.success(), "{}", stderr(&set));
+    assert_eq!(json(&set)["sealed"], true);
+    let sealed = fs::read_to_string(&words).unwrap();
+    assert!(sealed.starts_with("bitmesh sealed words 1\n"), "{sealed}");
+
+    let unasked = node.run(&["up", "--json"]);
+    assert_eq!(code(&unasked), Some(2), "{}", stderr(&unasked));
+    assert!(stderr(&unasked).contains("BITMESH_PASSPHRASE_FILE"));
+    let wrong = node.run(&["up", "--passphrase-file", &second, "--json"]);
+    assert_eq!(code(&wrong), Some(4), "{}", stderr(&wrong));
+    assert_eq!(json(&wrong)["error"]["code"], "not_authorised");
+    assert!(stderr(&wrong).contains("nothing is lost"));
+    let again = node.run(&["wallet", "passphrase", "set", "--passphrase-file", &second]);
+    assert_eq!(code(&again), Some(1), "{}", stderr(&again));
+    let backup = node.home.path().join("backup");
+    let backup = backup.to_str().unwrap();
+    assert_eq!(code(&node.run(&["backup", "create", backup])), Some(2));
+    assert_eq!(fs::read_to_string(&words).unwrap(), sealed);
+
+    let up = node.run(&["up", "--passphrase-file", &first, "--json"]);
+    assert!(up.status.success(), "{}", stderr(&up));
+    let busy = node.run(&[
+        "wallet",
+        "passphrase",
+        "remove",
+        "--passphrase-file",
+        &first,
+    ]);
+    assert_eq!(code(&busy), Some(1));
+    assert!(
+        stderr(&busy).contains("another daemon"),
+        "{}",
+        stderr(&busy)
+    );
+    let arguments = fs::read(format!("/proc/{}/cmdline", node.pid())).unwrap();
+    let environment = fs::read(format!("/proc/{}/environ", node.pid())).unwrap();
+    for told in [arguments, environment] {
+        assert!(!String::from_utf8_lossy(&told).contains("correct horse"));
+    }
+    // The daemon has the words open, and does not show them to whoever reaches its socket.
+    let shown =
+        |file: &[&str]| node.run(&[&["wallet", "backup", "--yes", "--json"], file].concat());
+    assert_eq!(code(&shown(&[])), Some(2));
+    let wrong = shown(&["--passphrase-file", &second]);
+    assert_eq!(json(&wrong)["error"]["code"], "not_authorised");
+    let call = ["api", "POST", "/v1/wallet/backup", r#"{"confirm":true}"#];
+    let past_it = node.run(&call);
+    assert_eq!(code(&past_it), Some(4), "{}", stderr(&past_it));
+    assert!(
+        stderr(&past_it).contains("bitmesh wallet backup"),
+        "{}",
+        stderr(&past_it)
+    );
+    let right = shown(&["--passphrase-file", &first]);
+    assert_eq!(json(&right)["words"].as_array().unwrap().len(), 12);
+    assert!(node.run(&["down"]).status.success());
+
+    let change = |old: &str| {
+        let change = ["wallet", "passphrase", "change", "--passphrase-file", old];
+        node.run(&[&change[..], &["--new-passphrase-file", &second]].concat())
+    };
+    assert_eq!(code(&change(&second)), Some(4));
+    let changed = change(&first);
+    assert!(changed.status.success(), "{}", stderr(&changed));
+    let made = node.run(&["backup", "create", backup, "--passphrase-file", &second]);
+    assert!(made.status.success(), "{}", stderr(&made));
+
+    let whole = fs::read(&words).unwrap();
+    fs::set_permissions(&words, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&words, &whole[..whole.len() - 1]).unwrap();
+    let cut = node.run(&["up", "--passphrase-file", &second]);
+    assert_eq!(code(&cut), Some(1));
+    assert!(stderr(&cut).contains("cut or damaged"), "{}", stderr(&cut));
+    fs::write(&words, &whole).unwrap();
+    let removed = node.run(&[
+        "wallet",
+        "passphrase",
+        "remove",
+        "--passphrase-file",
+        &second,
+    ]);
+    assert!(removed.status.success(), "{}", stderr(&removed));
+    assert_eq!(fs::read_to_string(&words).unwrap().split(' ').count(), 12);
+    let up = node.run(&["up", "--json"]);
+    assert!(up.status.success(), "{}", stderr(&up));
+}
+
+#[test]
+fn on_a_terminal_a_passphrase_is_asked_for_twice_and_not_shown() {
+    let daemon = Daemon::start(canned::answer);
+    let datadir = daemon.dir().join("sealed");
+    let init = |second: &str| {
+        let datadir = datadir.to_str().unwrap();
+        let args = [
+            "--datadir",
+            datadir,
+            "init",
+            "--network",
+            "regtest",
+            "--passphrase",
+        ];
+        let answers = [
+            ("New passphrase: ", "correct horse\n"),
+            ("The same again: ", second),
+        ];
+        answering_on_terminal(&daemon, &args, &answers)
+    };
+    let words = datadir.join("words.txt");
+
+    let (shown, code) = init("\x03");
+    assert_eq!(code, Some(130), "{shown}");
+    let (shown, code) = init("correct hearse\n");
+    assert_eq!(code, Some(2), "{shown}");
+    assert!(shown.contains("the two passphrases differ"), "{shown}");
+    assert!(!words.exists());
+
+    let (shown, code) = init("correct horse\n");
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(!shown.contains("horse"), "{shown}");
+    assert!(shown.contains("under your passphrase"), "{shown}");
+    let sealed = fs::read_to_string(&words).unwrap();
+    assert!(sealed.starts_with("bitmesh sealed words 1\n"), "{sealed}");
+}
+
+#[test]
+fn a_whole_journal_needs_no_repair_and_one_in_use_gets_none() {
+    let node = Node::new();
+    let up = node.run(&["up", "--json"]);
+    assert!(up.status.success(), "{}", stderr(&up));
+    let journal = stdout(&node.run(&["config", "path", "journal"])).to_owned();
+    let whole = fs::read(journal.trim_end()).unwrap();
+
+    let check = node.run(&["journal", "check"]);
+    let busy = node.run(&["journal", "repair", "--yes"]);
+    assert!(node.run(&["down"]).status.success());
+    let idle = node.run(&["journal", "repair", "--json"]);
+
+    assert!(check.status.success(), "{}", stderr(&check));
+    assert!(stdout(&check).contains("whole"), "{}", stdout(&check));
+    assert_eq!(busy.status.code(), Some(1));
+    assert!(
+        stderr(&busy).contains("another daemon"),
+        "{}",
+        stderr(&busy)
+    );
+    assert!(idle.status.success(), "{}", stderr(&idle));
+    assert_eq!(json(&idle)["damaged"], false);
+    assert!(json(&idle)["kept_at"].is_null());
+    assert_eq!(fs::read(journal.trim_end()).unwrap(), whole);
+}
+
+#[test]
 fn a_damaged_journal_is_named_with_what_to_do() {
     let node = Node::new();
     let journal = stdout(&node.run(&["config", "path", "journal"])).to_owned();
     fs::write(journal.trim_end(), "no journal\n").unwrap();
     let up = node.run(&["up"]);
     assert_eq!(up.status.code(), Some(1));
-    for part in [journal.trim_end(), "copy the whole data directory"] {
+    let log = "regtest.log)";
+    for part in [journal.trim_end(), "copy the whole data directory", log] {
         assert!(stderr(&up).contains(part), "{part}: {}", stderr(&up));
     }
 }

@@ -40,68 +40,113 @@ pub(super) struct Watched {
 }
 
 impl Driver {
-    /// Performs everything the payments room wants done, in order.
+    /// Performs what the payments room wants done, in order.
+    ///
+    /// A voucher that came is appended and may wait a moment for the disk, so that several share one
+    /// sync. Everything behind it waits in `standing` until then: nothing that relies on a voucher
+    /// happens before it is durable. Any other record, and an answer that a peer waits for, syncs at
+    /// once.
     pub(super) fn drain_payments(&mut self) {
-        while let Some(output) = self.payments.poll_output() {
-            if self.broken {
-                return;
+        while !self.broken {
+            if let Some(output) = self.standing.pop(&self.journal) {
+                self.perform_payment(output);
+                continue;
             }
-            match output {
-                Output::Persist(record) => self.persist_channel(&record),
-                Output::Send { to, message } => self.send_channel(to, &message),
-                Output::Fund {
-                    channel,
-                    script,
-                    amount,
-                } => self.fund(channel, script, amount),
-                Output::Broadcast(transaction) => self.broadcast(&transaction),
-                Output::Watch {
-                    channel,
-                    outpoint,
-                    script,
-                    funding,
-                } => {
-                    self.watch(channel, outpoint, script, &funding);
+            if self.answering.is_some() {
+                self.standing.hasten();
+            }
+            if self.standing.is_due(self.clock.now()) {
+                self.sync_journal();
+                continue;
+            }
+            match self.payments.poll_output() {
+                None => return,
+                Some(Output::Persist(record)) if matches!(record.fact, Fact::Held { .. }) => {
+                    self.persist_held(&record);
                 }
-                Output::CloseDue { close, payout } => self.close_due(&close, payout),
-                Output::RefundDue { channel } => {
-                    let (feerate, now) = (self.payments.feerate(), self.clock.now());
-                    if let Err(error) = self.payments.refund(channel, feerate, now) {
-                        debug!(%channel, %error, "the refund has to wait");
+                Some(output) if self.journal.is_synced() => self.perform_payment(output),
+                Some(output) => {
+                    if matches!(output, Output::Persist(_)) {
+                        self.standing.hasten();
                     }
-                }
-                Output::CooperationDue { channel, buyer } => self.cooperation_due(channel, buyer),
-                Output::CloseWanted { channel } => self.close_wanted(channel),
-                Output::SplitDue { channel } => self.split_due(channel),
-                Output::Closing { channel } => self.together_over(channel, Ok(())),
-                Output::CloseFailed { channel, failure } => {
-                    self.together_over(channel, Err(failure));
-                }
-                Output::Paid { lease, total } => self.session_paid(lease, total),
-                Output::Deferred { lease, total } => {
-                    self.session_funding(lease, seller::Input::Deferred { total });
-                }
-                Output::PayFailed { lease, failure } => self.session_pay_failed(lease, failure),
-                Output::FundingLost { lease } => {
-                    self.session_funding(lease, seller::Input::FundingLost);
-                }
-                Output::FundingFound { lease } => {
-                    self.session_funding(lease, seller::Input::FundingFound);
-                }
-                Output::ChannelEnding { lease } => {
-                    self.close_session(lease, CloseReason::ChannelLost);
-                }
-                Output::Changed(channel) => {
-                    let view = self.payments.channel(channel);
-                    let channel = view.map(|view| self.channel_view(&view));
-                    self.tell(channel.map(|channel| api::Event::ChannelChanged { channel }));
+                    self.standing.push(output);
                 }
             }
         }
     }
 
+    fn perform_payment(&mut self, output: Output) {
+        match output {
+            Output::Persist(record) => self.persist_channel(&record),
+            Output::Send { to, message } => self.send_channel(to, &message),
+            Output::Fund {
+                channel,
+                script,
+                amount,
+            } => self.fund(channel, script, amount),
+            Output::Broadcast(transaction) => self.broadcast(&transaction),
+            Output::Watch {
+                channel,
+                outpoint,
+                script,
+                funding,
+            } => {
+                self.watch(channel, outpoint, script, &funding);
+            }
+            Output::CloseDue { close, payout } => self.close_due(&close, payout),
+            Output::RefundDue { channel } => {
+                let (feerate, now) = (self.payments.feerate(), self.clock.now());
+                if let Err(error) = self.payments.refund(channel, feerate, now) {
+                    debug!(%channel, %error, "the refund has to wait");
+                }
+            }
+            Output::CooperationDue { channel, buyer } => self.cooperation_due(channel, buyer),
+            Output::CloseWanted { channel } => self.close_wanted(channel),
+            Output::SplitDue { channel } => self.split_due(channel),
+            Output::Closing { channel } => self.together_over(channel, Ok(())),
+            Output::CloseFailed { channel, failure } => {
+                self.together_over(channel, Err(failure));
+            }
+            Output::Paid { lease, total } => self.session_paid(lease, total),
+            Output::Deferred { lease, total } => {
+                self.session_funding(lease, seller::Input::Deferred { total });
+            }
+            Output::PayFailed { lease, failure } => self.session_pay_failed(lease, failure),
+            Output::FundingLost { lease } => {
+                self.session_funding(lease, seller::Input::FundingLost);
+            }
+            Output::FundingFound { lease } => {
+                self.session_funding(lease, seller::Input::FundingFound);
+            }
+            Output::ChannelEnding { lease } => {
+                self.close_session(lease, CloseReason::ChannelLost);
+            }
+            Output::Changed(channel) => {
+                let view = self.payments.channel(channel);
+                let channel = view.map(|view| self.channel_view(&view));
+                self.tell(channel.map(|channel| api::Event::ChannelChanged { channel }));
+            }
+        }
+    }
+
+    /// Appends a voucher that came, without a sync. The value at stake is what it raises the total by;
+    /// of a channel's first since the start that is not known, and all of it counts.
+    fn persist_held(&mut self, record: &Record) {
+        let Fact::Held { total, .. } = record.fact else {
+            return;
+        };
+        let before = self.held.insert(record.proposal, total);
+        let value = total
+            .checked_sub(before.unwrap_or(Amount::ZERO))
+            .unwrap_or(total);
+        self.persist_deferred(JOURNAL_KIND, &record.to_bytes(), value);
+    }
+
     fn persist_channel(&mut self, record: &Record) {
         self.persist_raw(JOURNAL_KIND, &record.to_bytes());
+        if matches!(record.fact, Fact::Settled(_) | Fact::Abandoned) {
+            self.held.remove(&record.proposal);
+        }
         if matches!(record.fact, Fact::Proposed { .. } | Fact::Agreed { .. }) {
             let (channel, at) = (record.proposal, self.unix());
             self.persist(Kind::Opened, &OpenedRecord::new(channel, at).to_bytes());
@@ -128,6 +173,9 @@ impl Driver {
     pub(super) fn channel_bytes(&mut self, from: NodeId, bytes: &[u8], inbound: Option<InboundId>) {
         let now = self.clock.now();
         // Outputs of earlier inputs are not answers to this request.
+        if inbound.is_some() {
+            self.standing.hasten();
+        }
         self.drain_payments();
         self.answering = inbound.map(|inbound| (from, inbound));
         match Message::from_bytes(bytes) {

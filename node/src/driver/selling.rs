@@ -291,6 +291,10 @@ impl Driver {
             .price
             .cost_of(rfq.quota)
             .unwrap_or(Msat::MAX);
+        self.sync_journal();
+        if self.broken {
+            return;
+        }
         let (min_first, carried) = self.payments.terms_for(from, cost);
         let request = self.selling.wait(inbound);
         let input = Input::Asked {

@@ -459,6 +459,10 @@ impl Driver {
         self.sessions.insert(id, session);
         self.payments.lease_begun(role, peer, id);
         self.mesh_do(Command::Protect(peer));
+        self.sync_journal();
+        if self.broken {
+            return;
+        }
         let paid = self.payments.session_paid(role, peer);
         if let Some(session) = self.sessions.get_mut(&id)
             && paid > Msat::ZERO

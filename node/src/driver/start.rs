@@ -44,9 +44,10 @@ use crate::mesh;
 use crate::paths::{self, Lock, LockError, Paths};
 use crate::payments::{Payments, Policy};
 use crate::records::{
-    Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, RestoredRecord, WrittenOffRecord,
+    Codec, Kind, LeaseRecord, MomentRecord, OpenedRecord, RepairedRecord, RestoredRecord,
+    WrittenOffRecord,
 };
-use crate::words::{self, WordsFileError};
+use crate::words::{self, Passphrase, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
 const CHAIN_UPDATES: usize = 8;
@@ -101,7 +102,8 @@ pub enum StartError {
 }
 
 /// Runs a node until `shutdown` is cancelled or a caller asks it to stop. `ready` is called once,
-/// when the journal is replayed and the control socket answers.
+/// when the journal is replayed and the control socket answers. `passphrase` is that of the words, if
+/// they are under one; it is forgotten once they are read.
 ///
 /// # Errors
 ///
@@ -109,11 +111,13 @@ pub enum StartError {
 pub async fn run(
     config: Config,
     paths: &Paths,
+    passphrase: Option<Passphrase>,
     shutdown: CancellationToken,
     ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let _lock = Lock::acquire(paths)?;
-    let (keys, birth_height) = words::load(paths, config.network)?;
+    let (keys, birth_height) = words::load(paths, config.network, passphrase.as_ref())?;
+    drop(passphrase);
     let keys = Arc::new(keys);
     let mut journal = Journal::open(paths.journal())?;
     let (file, entries, _) = &mut journal;
@@ -205,6 +209,7 @@ async fn open(
         node,
         signer,
         keys,
+        words_are_sealed: words::is_sealed(paths)?,
         network,
         clock,
         datadir: paths.datadir.clone(),
@@ -249,6 +254,8 @@ async fn open(
         moment: None,
         folding: Arc::new(Semaphore::new(1)),
         together: Vec::new(),
+        standing: Default::default(),
+        held: BTreeMap::new(),
         broken: false,
         next_tick: now,
         config,
@@ -292,18 +299,20 @@ impl Driver {
         let now = self.clock.now();
         let broken = |what: String| StartError::Records(what);
         let mut channels: Vec<(ProposalId, Vec<Record>)> = Vec::new();
+        let mut by_proposal: BTreeMap<ProposalId, usize> = BTreeMap::new();
         let mut leases: Vec<(Lease, Role, Vec<session::Record>)> = Vec::new();
         let mut by_lease: BTreeMap<LeaseId, usize> = BTreeMap::new();
         for (index, (kind, bytes)) in entries.into_iter().enumerate() {
             let unreadable = || broken(format!("record {index} of kind {kind} cannot be read"));
             if kind == JOURNAL_KIND {
                 let record = Record::from_bytes(&bytes).map_err(|_| unreadable())?;
-                match channels
-                    .iter_mut()
-                    .find(|(proposal, _)| *proposal == record.proposal)
-                {
+                let at = by_proposal.get(&record.proposal).copied();
+                match at.and_then(|at| channels.get_mut(at)) {
                     Some((_, records)) => records.push(record),
-                    None => channels.push((record.proposal, vec![record])),
+                    None => {
+                        by_proposal.insert(record.proposal, channels.len());
+                        channels.push((record.proposal, vec![record]));
+                    }
                 }
             } else if kind == Kind::Lease as u8 {
                 let record = LeaseRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
@@ -332,6 +341,9 @@ impl Driver {
             } else if kind == Kind::Restored as u8 {
                 let record = RestoredRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
                 self.payments.restore_indexes(record.next_indexes());
+            } else if kind == Kind::Repaired as u8 {
+                let record = RepairedRecord::from_bytes(&bytes).ok_or_else(unreadable)?;
+                self.payments.restore_indexes(record.next_indexes());
             } else {
                 return Err(broken(format!(
                     "record {index} is of kind {kind}, of a later version"
@@ -345,12 +357,13 @@ impl Driver {
         }
         for (lease, role, records) in leases {
             let id = lease.id();
-            if role == Role::Payee {
-                let restored = negotiation::seller::Input::Restored(lease.clone());
+            self.resume_session(lease.clone(), role, records)
+                .map_err(|error| broken(format!("lease {id}: {error}")))?;
+            // One that has ended takes no slot, and does not keep its buyer from another.
+            if role == Role::Payee && self.sessions.contains_key(&id) {
+                let restored = negotiation::seller::Input::Restored(lease);
                 self.desk.handle(restored, now);
             }
-            self.resume_session(lease, role, records)
-                .map_err(|error| broken(format!("lease {id}: {error}")))?;
         }
         self.drain_payments();
         Ok(())

@@ -51,7 +51,7 @@ fn sat(sat: u64) -> Amount {
     Amount::from_sat(sat)
 }
 
-fn lease() -> Lease {
+pub(crate) fn lease() -> Lease {
     let rate = BytesPerSecond::new(2_500_000);
     let quote = Quote {
         id: QuoteId::from_bytes([4; 16]),
@@ -87,7 +87,7 @@ fn lease() -> Lease {
     proposed.accept(at(5), &seller()).unwrap()
 }
 
-fn receipt(seq: u64, bytes: u64) -> Receipt {
+pub(crate) fn receipt(seq: u64, bytes: u64) -> Receipt {
     let reading = Reading {
         up: Bytes::ZERO,
         down: Bytes::new(bytes),
@@ -165,7 +165,7 @@ fn channel(fact: Fact) -> store::Entry {
     (JOURNAL_KIND, Record { proposal, fact }.to_bytes())
 }
 
-fn session(fact: SessionFact) -> store::Entry {
+pub(crate) fn session(fact: SessionFact) -> store::Entry {
     let lease = lease().id();
     (
         Kind::Session as u8,
@@ -186,7 +186,7 @@ fn held(total: u64) -> Fact {
     }
 }
 
-fn received(receipt: Receipt) -> SessionFact {
+pub(crate) fn received(receipt: Receipt) -> SessionFact {
     let message = Message {
         lease: lease().id(),
         body: Body::Receipt(receipt),

@@ -413,6 +413,11 @@ impl Node {
         self.wait_until_ready().await
     }
 
+    /// Sets an environment variable of its daemon, from the next start on.
+    pub fn set_env(&mut self, name: &str, value: &Path) {
+        self.launch = self.launch.clone().env(name, value);
+    }
+
     /// The end of its log, for an error message.
     pub fn last_words(&self) -> String {
         self.process.last_words()

@@ -395,6 +395,25 @@ impl Record {
     }
 }
 
+/// What a record of these bytes tells of, in a word or two, for people. The bytes may be damaged: `None` if
+/// they are too few, or the kind is none.
+pub fn name_of(bytes: &[u8]) -> Option<&'static str> {
+    Some(match bytes.get(KIND_OFFSET)? {
+        1 => "proposal",
+        2 => "acceptance",
+        3 => "agreement",
+        4 => "funding",
+        5 => "promise",
+        6 => "voucher",
+        7 => "close",
+        8 => "refund",
+        9 => "settlement",
+        10 => "end without money",
+        11 => "split",
+        _ => return None,
+    })
+}
+
 /// Drops the records that later ones have made superfluous, keeping the order of the rest: all but
 /// the last running total of each channel, all but the last split, close or refund, and those too once the
 /// channel has ended. Machines and [`Ledger`](crate::ledger::Ledger) come out the same.

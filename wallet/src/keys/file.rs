@@ -1,4 +1,4 @@
-//! Files that hold a secret: mode 0600, never overwritten, never half written.
+//! Files that hold a secret: mode 0600, never half written, overwritten only where that is asked for.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -58,6 +58,26 @@ pub enum SecretFileError {
 ///
 /// Returns [`SecretFileError::Exists`] if there is anything at `path`, which is left as it was.
 pub fn write_secret(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
+    put(path, secret, rename_to_free_name)
+}
+
+/// Writes `secret` over the file at `path`, as [`write_secret`] does. At every moment, a crash included,
+/// there is either the whole old file or the whole new one. The old bytes are not wiped from the disk:
+/// few disks can promise that.
+///
+/// # Errors
+///
+/// Returns [`SecretFileError`]; the old file is then as it was, except that where only the directory
+/// could not be synced the new one may have taken its place.
+pub fn replace_secret(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
+    put(path, secret, |from, to| std::fs::rename(from, to))
+}
+
+fn put(
+    path: &Path,
+    secret: &[u8],
+    rename: impl FnOnce(&Path, &Path) -> io::Result<()>,
+) -> Result<(), SecretFileError> {
     let io = |source| SecretFileError::Io {
         path: path.to_owned(),
         source,
@@ -80,7 +100,7 @@ pub fn write_secret(path: &Path, secret: &[u8]) -> Result<(), SecretFileError> {
             .open(&temporary)?;
         file.write_all(secret)?;
         file.sync_all()?;
-        rename_to_free_name(&temporary, path)
+        rename(&temporary, path)
     })();
     if let Err(error) = written {
         let _ = std::fs::remove_file(&temporary);

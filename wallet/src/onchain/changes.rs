@@ -50,6 +50,14 @@ pub enum ChangesError {
     },
 }
 
+/// Removes the store in `dir`, so that the wallet reads the chain again from its birthday.
+pub(super) fn forget(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir.join(STORE_DIR)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Change sets, oldest first.
 pub(super) struct Changes {
     db: sled::Db,

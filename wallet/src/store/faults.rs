@@ -23,7 +23,22 @@ struct Disk {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Handle(Rc<RefCell<Disk>>);
+pub(super) struct Handle(Rc<RefCell<Disk>>);
+
+impl Handle {
+    /// From here on every sync fails.
+    pub(super) fn fail_syncs(&self) {
+        self.0.borrow_mut().fails_sync = true;
+    }
+}
+
+/// Whether a record with this payload is there after a power cut.
+pub(super) fn is_durable(disk: &Handle, payload: &[u8]) -> bool {
+    let synced = disk.0.borrow().synced.clone();
+    entries(format::scan(&synced))
+        .iter()
+        .any(|(_, there)| there == payload)
+}
 
 impl Medium for Handle {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -56,7 +71,7 @@ impl Medium for Handle {
     }
 }
 
-fn journal(disk: &Handle) -> Journal<Handle> {
+pub(super) fn journal(disk: &Handle) -> Journal<Handle> {
     disk.0.borrow_mut().bytes = HEADER.to_vec();
     disk.0.borrow_mut().synced = HEADER.to_vec();
     Journal::new(

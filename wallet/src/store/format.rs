@@ -20,8 +20,13 @@ pub const HEADER: [u8; 16] = header();
 pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"bitmeshj";
-const HEAD: usize = 10;
+/// Length of a record before its payload, in bytes.
+pub const HEAD: usize = 10;
 const TAIL: usize = 4;
+
+/// What a record has beside its payload, in bytes.
+pub(super) const AROUND: usize = HEAD + TAIL;
+
 const BARRIER: u8 = 1;
 
 /// The unit in which a disk writes all or nothing.
@@ -86,7 +91,8 @@ pub fn record(offset: u64, kind: u8, payload: &[u8], is_barrier: bool) -> Option
 /// Reads a journal. Pure: what to do about the answer is the caller's.
 pub fn scan(bytes: &[u8]) -> Scan {
     let Some(rest) = bytes.strip_prefix(&HEADER) else {
-        return match is_header_damaged(bytes) {
+        let is_ours = !is_other_version(bytes) && has_barrier_from(bytes, HEADER.len());
+        return match is_ours || is_header_damaged(bytes) {
             true => Scan::Damaged(Damage {
                 offset: 0,
                 intact: 0,
@@ -103,9 +109,9 @@ pub fn scan(bytes: &[u8]) -> Scan {
                 payload,
                 flags,
                 ..
-            } if flags & !BARRIER == 0 => {
+            } if is_known(flags) => {
                 entries.push((kind, payload.to_vec()));
-                at += HEAD + payload.len() + TAIL;
+                at += AROUND + payload.len();
             }
             Read::Record { .. } => return Scan::Version,
             // Its head is intact, so its length is: all that follows is its own payload.
@@ -130,7 +136,9 @@ pub fn scan(bytes: &[u8]) -> Scan {
     Scan::Whole { entries }
 }
 
-enum Read<'a> {
+/// What stands at a place of a journal.
+pub(super) enum Read<'a> {
+    /// An intact record.
     Record {
         kind: u8,
         payload: &'a [u8],
@@ -143,23 +151,17 @@ enum Read<'a> {
     Wrong { end: usize, resume: usize },
 }
 
-fn read(bytes: &[u8], at: usize) -> Read<'_> {
+pub(super) fn read(bytes: &[u8], at: usize) -> Read<'_> {
     let offset = at as u64;
     let Some(head) = bytes.get(at..at + HEAD) else {
         return Read::Short;
     };
-    let (fields, head_crc) = head.split_at(HEAD - 4);
-    if crc(offset, fields).to_le_bytes() != head_crc {
+    let Some((kind, flags, end)) = fields(head, at) else {
         return Read::Wrong {
             end: bytes.len(),
             resume: at + 1,
         };
-    }
-    let [a, b, c, d, kind, flags] = *fields else {
-        return Read::Short;
     };
-    let length = u32::from_le_bytes([a, b, c, d]) as usize;
-    let end = at + HEAD + length + TAIL;
     let Some(record) = bytes.get(at..end) else {
         return Read::Short;
     };
@@ -172,6 +174,44 @@ fn read(bytes: &[u8], at: usize) -> Read<'_> {
         payload: &covered[HEAD..],
         flags,
     }
+}
+
+/// Kind, flags and end of the record of which `head` is the head. `None` if its checksum does not match,
+/// or it claims more than a record holds.
+fn fields(head: &[u8], at: usize) -> Option<(u8, u8, usize)> {
+    let (fields, head_crc) = head.split_at_checked(HEAD - 4)?;
+    let [a, b, c, d, kind, flags] = *fields else {
+        return None;
+    };
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    let is_intact =
+        length <= super::MAX_PAYLOAD && crc(at as u64, fields).to_le_bytes() == head_crc;
+    is_intact.then_some((kind, flags, at + AROUND + length))
+}
+
+/// The head of a record.
+pub(super) struct Head {
+    pub(super) kind: u8,
+    /// Where the record ends, by its own word.
+    pub(super) end: usize,
+}
+
+/// The head at a place, if there is an intact one of a record as this version writes them.
+pub(super) fn head(bytes: &[u8], at: usize) -> Option<Head> {
+    let head = bytes.get(at..at + HEAD)?;
+    // Cheaper than a checksum, and all that is wrong with most of the noise.
+    let is_plausible =
+        matches!(head, [_, _, _, 0, kind, flags, ..] if *kind != 0 && is_known(*flags));
+    if !is_plausible {
+        return None;
+    }
+    let (kind, _, end) = fields(head, at)?;
+    Some(Head { kind, end })
+}
+
+/// Whether this version knows all of these flags.
+pub(super) const fn is_known(flags: u8) -> bool {
+    flags & !BARRIER == 0
 }
 
 /// Whether a record that carries the barrier stands anywhere from `from` on. Its head alone is
@@ -202,6 +242,14 @@ fn has_empty_sector(bytes: &[u8], at: usize, end: usize) -> bool {
     false
 }
 
+/// Whether the file begins with the intact header of another version.
+pub(super) fn is_other_version(bytes: &[u8]) -> bool {
+    bytes.split_at_checked(12).is_some_and(|(fields, rest)| {
+        let is_intact = rest.starts_with(&crc32c::crc32c(fields).to_le_bytes());
+        is_intact && fields.starts_with(&MAGIC) && !HEADER.starts_with(fields)
+    })
+}
+
 /// Whether the file begins like a journal of this version, with some bits wrong.
 fn is_header_damaged(bytes: &[u8]) -> bool {
     let Some(header) = bytes.get(..HEADER.len()) else {
@@ -224,7 +272,7 @@ fn damaged(at: usize, entries: &[super::Entry]) -> Scan {
     })
 }
 
-fn crc(offset: u64, bytes: &[u8]) -> u32 {
+pub(super) fn crc(offset: u64, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), bytes)
 }
 

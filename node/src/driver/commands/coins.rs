@@ -274,6 +274,13 @@ impl Driver {
                 "confirm that nobody looks over your shoulder",
             ));
         }
+        if self.words_are_sealed {
+            return Err(ApiError::new(
+                ErrorCode::NotAuthorised,
+                "the words of this node are under a passphrase, which this call does not ask for",
+                "\"bitmesh wallet backup\" asks for it",
+            ));
+        }
         let words = self.keys.words();
         let words = words.split(' ').map(str::to_owned).collect();
         let birth_height = self.wallet.birthday().map_or(0, |block| block.height);

@@ -221,6 +221,15 @@ impl Driver {
 
     /// The control stream said something, or broke.
     pub(in crate::driver) fn link_event(&mut self, id: LeaseId, attempt: u64, event: LinkEvent) {
+        if let LinkEvent::Received(Frame::Session(_)) = &event {
+            // A voucher stands ahead of this message on the stream, and not behind it: what this side
+            // signs in answer says what was paid.
+            self.standing.hasten();
+            self.drain_payments();
+            if self.broken {
+                return;
+            }
+        }
         let now = self.clock.now();
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
