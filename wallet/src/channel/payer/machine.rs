@@ -314,7 +314,7 @@ impl Payer {
             kind: Kind::Refused,
         };
         let code = refused.code;
-        match &self.state {
+        match &mut self.state {
             State::Proposed if refused.subject == *self.proposal.as_bytes() => {
                 self.notify(Event::Refused { code });
                 self.abandon();
@@ -325,6 +325,10 @@ impl Payer {
                 // after any other refusal what is pending is sent again in its time.
                 if code == RefusalCode::Closing {
                     self.resend = Resend::default();
+                }
+                // A payee that came back from an old backup may not know the funding any more.
+                if code == RefusalCode::Unknown {
+                    funded.is_seen_by_payee = false;
                 }
                 self.notify(Event::Refused { code });
                 self.close_refused(code, now);
