@@ -851,7 +851,20 @@ fn a_payee_whose_backup_is_older_than_the_funding_is_shown_it_again() {
     let now = epoch();
     let mut payer = funded_payer(100_000);
     paid(&mut payer, 30_000).unwrap();
-    // It agreed to the channel, and knows nothing of what came after.
+    let voucher = tranche().sign(&keypair(PAYER), sat(30_000)).unwrap();
+    let depth = Depth {
+        channel: contract().id(),
+        tranche: TrancheIndex::FIRST,
+        confirmations: 3,
+        limit: CAPACITY,
+        held: Some((voucher.total, voucher.signature)),
+    };
+    payer
+        .handle(payer::Input::Received(Message::Depth(depth)), now)
+        .unwrap();
+    assert_eq!(payer.acknowledged(), sat(30_000));
+    drain_payer(&mut payer);
+    // The payee agreed to the channel, and knows nothing any more of what came after.
     let mut payee = payee();
     drain_payee(&mut payee);
     let last = |payer: &mut Payer| match drain_payer(payer).pop() {
