@@ -320,9 +320,13 @@ impl Statement {
             }
             (Role::Payee, Fact::Settled(settlement)) => {
                 let (received, fee) = (settlement.received, settlement.payee_fee());
-                let lost = self.total.checked_sub(received)?.checked_sub(fee)?;
+                // More than is held, if the close is younger than the backup that the books are from.
+                let paid = self.total.max(received.checked_add(fee)?);
+                let found = self.raise(paid)?;
+                let lost = paid.checked_sub(received)?.checked_sub(fee)?;
                 self.end(Some(*settlement));
                 vec![
+                    (Counterparty, Claims, found),
                     (Claims, Coins, received),
                     (Claims, Fees, fee),
                     (Claims, Lost, lost),

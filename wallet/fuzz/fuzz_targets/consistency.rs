@@ -12,12 +12,18 @@ mod bip341;
 mod buyer;
 #[path = "../../tests/consistency/chain.rs"]
 mod chain;
+#[path = "../../tests/consistency/closes.rs"]
+mod closes;
 #[path = "../../tests/consistency/disk.rs"]
 mod disk;
 #[path = "../../tests/consistency/ends.rs"]
 mod ends;
 #[path = "../../tests/channel/fixture.rs"]
 mod fixture;
+#[path = "../../tests/consistency/hostile.rs"]
+mod hostile;
+#[path = "../../tests/consistency/journal.rs"]
+mod journal;
 #[path = "../../tests/consistency/keys.rs"]
 mod keys;
 #[path = "../../tests/consistency/seller.rs"]

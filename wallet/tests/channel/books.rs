@@ -233,6 +233,64 @@ fn records_that_contradict_one_another_are_refused_and_change_nothing() {
     assert_eq!(books.totals(), before);
 }
 
+#[test]
+fn a_close_younger_than_the_backup_pays_what_the_books_did_not_know_of() {
+    let close = settled(End::Commitment, 60_000, 39_795, 205);
+
+    let books = books(vec![agreed(), funded(0), held(30_000), close]).unwrap();
+
+    let totals = books.totals();
+    assert!(totals.adds_up());
+    assert_eq!(totals.earned, sat(40_000));
+    assert_eq!(totals.received, sat(39_795));
+    assert_eq!((totals.claims, totals.lost), (sat(0), sat(0)));
+}
+
+#[test]
+fn a_payee_counts_what_a_close_younger_than_its_backup_paid() {
+    use bitmesh_wallet::channel::params::PayeePolicy;
+    use bitmesh_wallet::channel::payee::{self, Payee};
+    let records = |facts: Vec<Fact>| facts.into_iter().map(record).collect::<Vec<_>>();
+    let restore = |records: Vec<Record>| {
+        Payee::restore(records, keypair(PAYEE), PayeePolicy::default()).unwrap()
+    };
+    let mut log = records(vec![agreed(), funded(0), held(30_000)]);
+    let mut payee = restore(log.clone());
+    let voucher = tranche().sign(&keypair(PAYER), sat(40_000)).unwrap();
+    let payout = p2tr(0xaa);
+    let close = bitmesh_wallet::channel::tx::commitment(
+        &tranche(),
+        &voucher,
+        &keypair(PAYEE),
+        &payout,
+        ONE,
+    );
+
+    let (tx, height) = (Box::new(close.unwrap()), Some(TIP));
+    let spent = payee::Input::Spent { tx, height };
+    payee.handle(spent, epoch()).unwrap();
+    let buried = BlockHeight::new(TIP.get() + 5);
+    payee
+        .handle(payee::Input::TipChanged(buried), epoch())
+        .unwrap();
+
+    assert_eq!(payee.stage(), payee::Stage::Settled);
+    assert_eq!(payee.held(), sat(40_000));
+    log.extend(
+        drain_payee(&mut payee)
+            .into_iter()
+            .filter_map(|it| match it {
+                payee::Output::Persist(record) => Some(record),
+                _ => None,
+            }),
+    );
+    assert_eq!(restore(log.clone()).held(), sat(40_000));
+    assert_eq!(
+        Ledger::from_records(&log).unwrap().totals().earned,
+        sat(40_000)
+    );
+}
+
 proptest! {
     /// Whatever the amounts, both books add up after every record, and what the payer paid is what
     /// the payee earned.

@@ -221,11 +221,22 @@ pub(crate) const SOON: Duration = Duration::from_secs(1);
 /// What a node's script engine would say to `tx` spending `tranche` at height `height`, by the
 /// second implementation in [`bip341`].
 pub(crate) fn check_spend(tranche: &Tranche, tx: &Transaction, height: u32) -> Result<(), String> {
-    let prevout = tranche.prevout();
+    check_spends(std::slice::from_ref(tranche), tx, height)
+}
+
+/// The same for a transaction that spends all of `tranches`, in their order, and nothing else.
+pub(crate) fn check_spends(
+    tranches: &[Tranche],
+    tx: &Transaction,
+    height: u32,
+) -> Result<(), String> {
+    let prevouts: Vec<TxOut> = tranches.iter().map(Tranche::prevout).collect();
+    let held: Amount = prevouts.iter().map(|prevout| prevout.value).sum();
     let spent: Amount = tx.output.iter().map(|output| output.value).sum();
-    ensure(spent <= prevout.value, "creates money")?;
+    ensure(spent <= held, "creates money")?;
     ensure(tx.version == Version(3), "version")?;
-    ensure(tx.input.len() == 1, "inputs")?;
+    let inputs = tx.input.iter().map(|input| input.previous_output);
+    ensure(inputs.eq(tranches.iter().map(Tranche::outpoint)), "inputs")?;
     ensure(
         tx.output
             .iter()
@@ -233,10 +244,21 @@ pub(crate) fn check_spend(tranche: &Tranche, tx: &Transaction, height: u32) -> R
         "dust",
     )?;
     if let LockTime::Blocks(lock) = tx.lock_time {
-        let is_final = tx.input[0].sequence == Sequence::MAX;
+        let is_final = tx.input.iter().all(|i| i.sequence == Sequence::MAX);
         ensure(is_final || lock.to_consensus_u32() < height, "non-final")?;
     }
-    let items: Vec<&[u8]> = tx.input[0].witness.iter().collect();
+    let mut inputs = tranches.iter().enumerate();
+    inputs.try_for_each(|(index, tranche)| check_input(tranche, tx, index, &prevouts))
+}
+
+fn check_input(
+    tranche: &Tranche,
+    tx: &Transaction,
+    index: usize,
+    prevouts: &[TxOut],
+) -> Result<(), String> {
+    let (input, prevout) = (&tx.input[index], &prevouts[index]);
+    let items: Vec<&[u8]> = input.witness.iter().collect();
     let schnorr = |signature: &[u8], digest: [u8; 32], key: &[u8]| {
         let signature = schnorr::Signature::from_slice(signature).map_err(|e| e.to_string())?;
         let key = bitcoin::XOnlyPublicKey::from_slice(key).map_err(|e| e.to_string())?;
@@ -245,7 +267,7 @@ pub(crate) fn check_spend(tranche: &Tranche, tx: &Transaction, height: u32) -> R
             .map_err(|_| "invalid Schnorr signature".to_owned())
     };
     if let [signature] = &items[..] {
-        let digest = bip341::sighash(tx, 0, &[tranche.prevout()], 0, None);
+        let digest = bip341::sighash(tx, index, prevouts, 0, None);
         return schnorr(signature, digest, &prevout.script_pubkey.as_bytes()[2..]);
     }
     let [stack @ .., script, control] = &items[..] else {
@@ -264,10 +286,10 @@ pub(crate) fn check_spend(tranche: &Tranche, tx: &Transaction, height: u32) -> R
             65 if signature[64] != 0 => (&signature[..64], signature[64]),
             length => return Err(format!("signature of {length} bytes")),
         };
-        if hash_type & 3 == 3 && tx.output.is_empty() {
+        if hash_type & 3 == 3 && index >= tx.output.len() {
             return Err("no output to sign".into());
         }
-        let digest = bip341::sighash(tx, 0, &[tranche.prevout()], hash_type, Some(leaf));
+        let digest = bip341::sighash(tx, index, prevouts, hash_type, Some(leaf));
         schnorr(bytes, digest, key)
     };
     match (stack, script.len()) {
@@ -283,7 +305,7 @@ pub(crate) fn check_spend(tranche: &Tranche, tx: &Transaction, height: u32) -> R
                 "CLTV",
             )?;
             ensure(
-                tx.input[0].sequence != Sequence::MAX,
+                input.sequence != Sequence::MAX,
                 "CLTV with a final sequence",
             )
         }

@@ -846,6 +846,59 @@ fn a_payer_restored_from_an_old_backup_catches_up_with_proof_only() {
 }
 
 #[test]
+fn a_payee_whose_backup_is_older_than_the_funding_is_shown_it_again() {
+    use bitmesh_wallet::channel::message::Refused;
+    let now = epoch();
+    let mut payer = funded_payer(100_000);
+    paid(&mut payer, 30_000).unwrap();
+    let voucher = tranche().sign(&keypair(PAYER), sat(30_000)).unwrap();
+    let depth = Depth {
+        channel: contract().id(),
+        tranche: TrancheIndex::FIRST,
+        confirmations: 3,
+        limit: CAPACITY,
+        held: Some((voucher.total, voucher.signature)),
+    };
+    payer
+        .handle(payer::Input::Received(Message::Depth(depth)), now)
+        .unwrap();
+    assert_eq!(payer.acknowledged(), sat(30_000));
+    drain_payer(&mut payer);
+    // The payee agreed to the channel, and knows nothing any more of what came after.
+    let mut payee = payee();
+    drain_payee(&mut payee);
+    let last = |payer: &mut Payer| match drain_payer(payer).pop() {
+        Some(payer::Output::Send(message)) => message,
+        other => panic!("{other:?}"),
+    };
+
+    payer.handle(payer::Input::Reconnected, now).unwrap();
+    let voucher = last(&mut payer);
+    assert!(matches!(voucher, Message::Voucher(_)));
+    let error = payee.handle(payee::Input::Received(voucher), now);
+    let refused = Message::Refused(Refused {
+        subject: *payee.channel().as_bytes(),
+        code: error.unwrap_err().refusal().unwrap(),
+    });
+    payer.handle(payer::Input::Received(refused), now).unwrap();
+    drain_payer(&mut payer);
+    payer.handle_timeout(payer.poll_timeout().unwrap());
+    let funding = last(&mut payer);
+    payee.handle(payee::Input::Received(funding), now).unwrap();
+    let depth = drain_payee(&mut payee).into_iter().find_map(|it| match it {
+        payee::Output::Send(message) => Some(message),
+        _ => None,
+    });
+    payer
+        .handle(payer::Input::Received(depth.unwrap()), now)
+        .unwrap();
+    let voucher = last(&mut payer);
+    payee.handle(payee::Input::Received(voucher), now).unwrap();
+
+    assert_eq!(payee.held(), sat(30_000));
+}
+
+#[test]
 fn an_unanswered_message_is_sent_again_ever_more_slowly() {
     let t0 = epoch();
     let mut payer = payer(t0);

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod bip327;
+mod bip340;
 mod bip341;
 mod books;
 mod closing;

@@ -23,7 +23,7 @@ use crate::fixture::*;
 const PAYOUT: u8 = 0xaa;
 
 /// Both ends of one funded channel, and what each has written down and said.
-struct Two {
+pub(crate) struct Two {
     now: Instant,
     payer: Payer,
     payee: Payee,
@@ -40,7 +40,7 @@ struct Two {
 
 impl Two {
     /// A confirmed channel on which `total` is paid.
-    fn paid(total: u64) -> Self {
+    pub(crate) fn paid(total: u64) -> Self {
         let now = epoch();
         let mut two = Self {
             now,
@@ -203,7 +203,7 @@ impl Two {
     }
 
     /// The one close that both have, checked as a node would.
-    fn closed(&self) -> Transaction {
+    pub(crate) fn closed(&self) -> Transaction {
         assert_eq!(self.payer.stage(), payer::Stage::Ending);
         assert_eq!(self.payee.stage(), payee::Stage::Closing);
         let closing = |log: &[Record]| {
@@ -257,6 +257,24 @@ impl Two {
             Message::ClosePartial(half) => half,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A whole attempt, and what was said in it: the payer's nonce, the payee's, the payer's half.
+    pub(crate) fn said(&mut self) -> (Close, CloseAck, ClosePartial) {
+        self.payer_asks();
+        let Message::Close(close) = self.to_payee[0].clone() else {
+            panic!("{:?}", self.to_payee);
+        };
+        self.deliver_to_payee();
+        let Message::CloseAck(ack) = self.to_payer[0].clone() else {
+            panic!("{:?}", self.to_payer);
+        };
+        self.deliver_to_payer();
+        let Message::ClosePartial(half) = self.to_payee[0].clone() else {
+            panic!("{:?}", self.to_payee);
+        };
+        self.talk();
+        (*close, *ack, half)
     }
 
     fn payer_failure(&self) -> Option<CloseFailure> {

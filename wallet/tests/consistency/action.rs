@@ -53,8 +53,9 @@ pub(crate) enum Action {
     CrashAfter,
     CrashTorn,
     CrashUnsynced,
-    /// The buyer comes back from an old backup.
+    /// A side comes back from an old backup.
     OldBuyer,
+    OldSeller,
     /// The seller's vouchers wait for one another from here on, or no longer.
     Group,
     Sync,
@@ -63,19 +64,22 @@ pub(crate) enum Action {
     BlindSeller,
     /// Operators ask for what they may ask for.
     CloseAsked,
+    CloseAll,
     RefundAsked,
     AbandonAsked,
     /// Either wants to close together.
     Together,
+    /// The buyer does what its machine would not.
+    Cheat,
 }
 
 /// How many of 256 bytes stand for each action.
-const WEIGHTS: [(Action, u8); 38] = [
+const WEIGHTS: [(Action, u8); 41] = [
     (Action::Propose, 6),
-    (Action::Pay, 30),
+    (Action::Pay, 26),
     (Action::PayMuch, 7),
     (Action::PayAll, 2),
-    (Action::Deliver, 36),
+    (Action::Deliver, 33),
     (Action::DeliverAll, 16),
     (Action::DeliverAny, 16),
     (Action::Duplicate, 8),
@@ -101,14 +105,17 @@ const WEIGHTS: [(Action, u8); 38] = [
     (Action::CrashTorn, 5),
     (Action::CrashUnsynced, 5),
     (Action::OldBuyer, 2),
+    (Action::OldSeller, 2),
     (Action::Group, 3),
     (Action::Sync, 4),
     (Action::BlindBuyer, 2),
     (Action::BlindSeller, 2),
     (Action::CloseAsked, 2),
+    (Action::CloseAll, 3),
     (Action::RefundAsked, 2),
     (Action::AbandonAsked, 2),
     (Action::Together, 4),
+    (Action::Cheat, 6),
 ];
 
 impl Action {
@@ -158,7 +165,7 @@ impl<'a> Bytes<'a> {
 }
 
 /// Chooses one of `all`.
-fn one_of<T: Copy>(all: &[T], choice: u8) -> Option<T> {
+pub(crate) fn one_of<T: Copy>(all: &[T], choice: u8) -> Option<T> {
     let at = usize::from(choice).checked_rem(all.len())?;
     all.get(at).copied()
 }
@@ -265,7 +272,7 @@ impl World {
             }
             Action::CrashBuyer => self.restart_buyer(),
             Action::CrashSeller => {
-                self.seller.disk.lose();
+                self.seller.journal.disk.lose();
                 self.restart_seller();
             }
             Action::CrashBefore => self.arm(Mode::Before, bytes.take()),
@@ -273,6 +280,7 @@ impl World {
             Action::CrashTorn => self.arm(Mode::Torn, bytes.take()),
             Action::CrashUnsynced => self.arm(Mode::Unsynced, bytes.take()),
             Action::OldBuyer => self.restore_old_buyer(bytes.take()),
+            Action::OldSeller => self.restore_old_seller(bytes.take()),
             Action::Group => {
                 self.seller_syncs();
                 self.seller.is_grouping = !self.seller.is_grouping;
@@ -291,6 +299,7 @@ impl World {
                     self.close(id, self.chain.feerate());
                 }
             }
+            Action::CloseAll => self.close_all(),
             Action::RefundAsked => {
                 if let Some(id) = one_of(&self.buyers(), bytes.take()) {
                     let feerate = self.chain.feerate();
@@ -308,6 +317,7 @@ impl World {
                     self.tell_seller(id, payee::Input::TogetherAsked);
                 }
             }
+            Action::Cheat => self.cheat(bytes),
             Action::AbandonAsked => {
                 let choice = bytes.take();
                 if choice.is_multiple_of(2) {

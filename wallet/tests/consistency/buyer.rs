@@ -8,18 +8,16 @@ use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::{Close, Message};
 use bitmesh_wallet::channel::params::PayerPolicy;
 use bitmesh_wallet::channel::payer::{self, Payer, Proposal};
-use bitmesh_wallet::channel::record::{Fact, Record, compact};
+use bitmesh_wallet::channel::record::{Fact, Record};
 use bitmesh_wallet::channel::voucher::Voucher;
-use bitmesh_wallet::ledger::{Account, Ledger};
 
-use crate::disk::Disk;
 use crate::fixture::{NETWORK, parties, sat};
+use crate::journal::{Journal, by_channel};
 use crate::keys::{BUYER_CHANGE, buyer_key};
-use crate::world::{Crash, Effect, Eyes, Mode, News, STOP, Side, Standing, World};
+use crate::world::{Crash, Effect, Eyes, News, STOP, Side, Standing, World};
 
 pub(crate) struct Buyer {
-    pub(crate) disk: Disk,
-    pub(crate) books: Ledger,
+    pub(crate) journal: Journal,
     pub(crate) machines: BTreeMap<ProposalId, Payer>,
     pub(crate) eyes: Eyes,
     todo: VecDeque<(ProposalId, payer::Output)>,
@@ -35,8 +33,7 @@ pub(crate) struct Buyer {
 impl Buyer {
     pub(crate) fn new() -> Self {
         Self {
-            disk: Disk::new(),
-            books: Ledger::new(),
+            journal: Journal::new(),
             machines: BTreeMap::new(),
             eyes: Eyes::default(),
             todo: VecDeque::new(),
@@ -54,7 +51,7 @@ impl Buyer {
             .unwrap_or(Amount::ZERO)
     }
 
-    fn note(&mut self, record: &Record) {
+    pub(crate) fn note(&mut self, record: &Record) {
         match record.fact {
             Fact::Promised { total, .. } => {
                 self.promised.insert(record.proposal, total);
@@ -206,18 +203,14 @@ impl World {
 
     fn perform_buyer(&mut self, proposal: ProposalId, output: payer::Output) -> Result<(), Crash> {
         match output {
-            payer::Output::Persist(record) => self.write_buyer(&record)?,
-            payer::Output::Send(message) => {
-                let mode = self.effect(Side::Buyer, Effect::Send);
-                if mode == Some(Mode::Before) {
-                    return Err(Crash);
-                }
-                self.buyer_said(proposal, &message);
-                self.send(Side::Seller, message.to_bytes());
-                if mode.is_some() {
-                    return Err(Crash);
-                }
+            payer::Output::Persist(record) => {
+                self.check_promise(&record);
+                self.write(Side::Buyer, record, false)?;
             }
+            payer::Output::Send(message) => self.show(Side::Buyer, Effect::Send, |world| {
+                world.buyer_said(proposal, &message);
+                world.send(Side::Seller, message.to_bytes());
+            })?,
             payer::Output::Fund { script, amount } => {
                 let (tx, fee) = self.fund(proposal, &script, amount);
                 let tx = Box::new(tx);
@@ -225,17 +218,10 @@ impl World {
                 let payer = self.buyer.machines.get_mut(&proposal);
                 let _ = payer.map(|payer| payer.handle(input, self.now));
             }
-            payer::Output::Broadcast(tx) => {
-                let mode = self.effect(Side::Buyer, Effect::Broadcast);
-                if mode == Some(Mode::Before) {
-                    return Err(Crash);
-                }
-                self.broadcast(proposal, &tx);
-                self.buyer.eyes.is_new = true;
-                if mode.is_some() {
-                    return Err(Crash);
-                }
-            }
+            payer::Output::Broadcast(tx) => self.show(Side::Buyer, Effect::Broadcast, |world| {
+                world.broadcast(proposal, &tx);
+                world.buyer.eyes.is_new = true;
+            })?,
             payer::Output::Watch {
                 outpoint, funding, ..
             } => {
@@ -305,32 +291,6 @@ impl World {
         }
     }
 
-    fn write_buyer(&mut self, record: &Record) -> Result<(), Crash> {
-        let mode = self.effect(Side::Buyer, Effect::Write);
-        if mode == Some(Mode::Before) {
-            return Err(Crash);
-        }
-        self.check_promise(record);
-        let disk = &mut self.buyer.disk;
-        disk.write(record);
-        match mode {
-            Some(Mode::Torn) => {
-                disk.tear(self.effects.wrapping_mul(0x9e37_79b9));
-                return Err(Crash);
-            }
-            Some(Mode::Unsynced) => {
-                disk.lose();
-                return Err(Crash);
-            }
-            Some(Mode::Before | Mode::After) | None => disk.sync(),
-        }
-        self.buyer_remembers(record);
-        match mode {
-            Some(_) => Err(Crash),
-            None => Ok(()),
-        }
-    }
-
     /// Promises rise, are legal, and are made on a funding that can come to be.
     fn check_promise(&self, record: &Record) {
         let Fact::Promised { total, .. } = record.fact else {
@@ -358,12 +318,6 @@ impl World {
         assert!(told.spend.is_none(), "promised on what is spent");
         let tip = self.buyer.eyes.tip.expect("no promise without a tip");
         assert!(tip + STOP < truth.expiry, "promised too near the expiry");
-    }
-
-    fn buyer_remembers(&mut self, record: &Record) {
-        let posted = self.buyer.books.post(record);
-        assert!(posted.is_ok(), "the buyer's books: {posted:?}");
-        self.buyer.note(record);
     }
 
     fn buyer_learns(&mut self, proposal: ProposalId, event: payer::Event) {
@@ -405,44 +359,16 @@ impl World {
 
     /// Everything not yet performed is lost; what was written down remains.
     pub(crate) fn restart_buyer(&mut self) {
-        self.counts.add("restart", Side::Buyer);
-        let mut records = self.buyer.disk.read();
-        let books = Ledger::from_records(&records).expect("the buyer's books, read back");
-        let small = compact(records.clone());
-        let small_books = Ledger::from_records(&small).expect("the buyer's books, compacted");
-        assert_eq!(
-            small_books.totals(),
-            books.totals(),
-            "compaction moves money"
-        );
-        if self.effects.is_multiple_of(3) {
-            self.buyer.disk.replace(&small);
-            records = small;
-        }
-        self.start_buyer(records, books);
-    }
-
-    fn start_buyer(&mut self, records: Vec<Record>, books: Ledger) {
+        let records = self.read_back(Side::Buyer);
         let buyer = &mut self.buyer;
         buyer.todo.clear();
         buyer.eyes.forget();
         buyer.machines.clear();
         buyer.splits.clear();
         let durable = std::mem::take(&mut buyer.promised);
-        buyer.books = books;
-        let mut order = Vec::new();
-        let mut channels: BTreeMap<ProposalId, Vec<Record>> = BTreeMap::new();
-        for record in records {
-            buyer.note(&record);
-            let channel = channels.entry(record.proposal).or_default();
-            if channel.is_empty() {
-                order.push(record.proposal);
-            }
-            channel.push(record);
-        }
         buyer.next_key = 0;
-        for id in order {
-            let records = channels.remove(&id).expect("it was put there");
+        for (id, records) in by_channel(records) {
+            records.iter().for_each(|record| buyer.note(record));
             let index = records[0].key_index().expect("the first record holds it");
             buyer.next_key = buyer.next_key.max(index + 1);
             let policy = PayerPolicy::default();
@@ -462,7 +388,7 @@ impl World {
 
     /// The buyer comes back from an older copy of its journal, one that knows of all its fundings.
     pub(crate) fn restore_old_buyer(&mut self, choice: u8) {
-        let records = self.buyer.disk.read();
+        let records = self.buyer.journal.disk.read();
         let is_beginning = |record: &Record| {
             matches!(
                 record.fact,
@@ -474,18 +400,16 @@ impl World {
             .rposition(is_beginning)
             .map_or(0, |at| at + 1);
         let kept = least + usize::from(choice) % (records.len() - least + 1);
-        let old = records[..kept].to_vec();
-        self.counts.add("stale", records.len() - kept > 0);
+        self.counts.add("stale buyer", kept < records.len());
         self.buyer.promised.clear();
-        self.buyer.disk.replace(&old);
-        let books = Ledger::from_records(&old).expect("an older copy of the books");
-        self.start_buyer(old, books);
+        self.buyer.journal.replace(&records[..kept]);
+        self.restart_buyer();
     }
 
     pub(crate) fn check_buyer(&self) {
-        let totals = self.buyer.books.totals();
-        assert!(totals.adds_up(), "the buyer's books: {totals:?}");
-        for (id, payer) in &self.buyer.machines {
+        let machines = &self.buyer.machines;
+        self.buyer.journal.check(machines.keys().copied());
+        for (id, payer) in machines {
             let durable = self.buyer.promised(*id);
             let signed = self.truths[id].signed;
             assert!(payer.promised() <= durable, "known and not written down");
@@ -494,23 +418,6 @@ impl World {
                 payer.acknowledged() <= signed.max(durable),
                 "held without a signature"
             );
-            let statement = self.buyer.books.channel(*id);
-            let Some(statement) = statement else { continue };
-            let sum: i64 = ACCOUNTS
-                .iter()
-                .map(|a| statement.balance(*a).to_sat())
-                .sum();
-            assert_eq!(sum, 0, "money appeared or vanished");
         }
     }
 }
-
-pub(crate) const ACCOUNTS: [Account; 7] = [
-    Account::Coins,
-    Account::Locked,
-    Account::Counterparty,
-    Account::Unclaimed,
-    Account::Claims,
-    Account::Fees,
-    Account::Lost,
-];

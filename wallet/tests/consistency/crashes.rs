@@ -55,10 +55,23 @@ const TOGETHER: &[(Action, &[u8])] = &[
     (MineMany, &[6]),
 ];
 
+/// Two channels with something to close.
+const TWO: &[(Action, &[u8])] = &[
+    (Pay, &[92, 0]),
+    (DeliverAll, &[]),
+    (Pay, &[92, 1]),
+    (DeliverAll, &[]),
+    (Pay, &[200, 0]),
+    (DeliverAll, &[]),
+    (Pay, &[250, 1]),
+    (DeliverAll, &[]),
+    (DeliverAll, &[]),
+];
+
 type Steps = &'static [(Action, &'static [u8])];
 
 /// What is played, and how it ends.
-const SCENARIOS: [(&str, Ending, &[Steps]); 14] = [
+const SCENARIOS: [(&str, Ending, &[Steps]); 19] = [
     (
         "the seller closes at its deadline",
         Ending::Patient,
@@ -186,6 +199,61 @@ const SCENARIOS: [(&str, Ending, &[Steps]); 14] = [
             TOGETHER,
         ],
     ),
+    (
+        "two channels close in a batch, and more is bid",
+        Ending::Patient,
+        &[
+            OPEN,
+            AGAIN,
+            CONFIRM,
+            TWO,
+            &[(CloseAll, &[])],
+            &[(Jump, &[4, 0]), (FeesRise, &[3]), (MineEmpty, &[])],
+            &[(FeesFall, &[]), (Mine, &[])],
+        ],
+    ),
+    (
+        "the seller comes back from an old backup",
+        Ending::Patient,
+        &[OPEN, CONFIRM, FIRST, MORE, &[(OldSeller, &[3])], TALK, MORE],
+    ),
+    (
+        "the seller comes back from a backup without the channel",
+        Ending::Patient,
+        &[OPEN, CONFIRM, FIRST, MORE, &[(OldSeller, &[0])], TALK, MORE],
+    ),
+    (
+        "a hostile buyer pays more while a split is on offer",
+        Ending::Patient,
+        &[
+            OPEN,
+            CONFIRM,
+            FIRST,
+            MORE,
+            &[
+                (SleepLong, &[0]),
+                (Together, &[0]),
+                // The wish and the offer, and before the half of a signature arrives, a voucher.
+                (Deliver, &[]),
+                (Deliver, &[]),
+                (Cheat, &[0, 0, 200]),
+                (DeliverAny, &[1]),
+                (DeliverAll, &[]),
+                (DeliverAll, &[]),
+            ],
+        ],
+    ),
+    (
+        "a hostile buyer takes back what it can after the expiry",
+        Ending::Patient,
+        &[
+            OPEN,
+            CONFIRM,
+            FIRST,
+            MORE,
+            &[(Cheat, &[6, 0, 40]), (Jump, &[6, 0]), (Cheat, &[6, 0, 80])],
+        ],
+    ),
 ];
 
 /// The bytes of a scenario, as a fuzzer would find them.
@@ -253,6 +321,18 @@ fn the_scenarios_come_to_the_ends_they_are_named_after() {
     assert_eq!(ends("the seller vanishes"), ["end \"Refund\""]);
     assert_eq!(ends("the funding is displaced"), ["end \"never funded\""]);
     assert_eq!(ends("both close together"), ["end \"Together\""]);
+    assert_eq!(
+        ends("two channels close in a batch, and more is bid"),
+        ["end \"Commitment\"", "end \"in a batch\""]
+    );
+    assert_eq!(
+        ends("the seller comes back from an old backup"),
+        ["end \"Commitment\""]
+    );
+    assert_eq!(
+        ends("a hostile buyer pays more while a split is on offer"),
+        ["end \"Together\""]
+    );
     let bad_line = "the seller asks to close together, on a bad line";
     assert_eq!(ends(bad_line), ["end \"Together\""]);
 }

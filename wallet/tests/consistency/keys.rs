@@ -12,6 +12,10 @@ pub(crate) const MAX_CHANNELS: u8 = 4;
 
 const EACH: u8 = 32;
 
+/// Keys that a seller does not use after it came back from a backup: those of as many channels as it
+/// may have agreed since, each time it came back.
+pub(crate) const SELLER_PASSES_OVER: u32 = 8;
+
 static KEYS: LazyLock<Vec<Keypair>> = LazyLock::new(|| (1..=2 * EACH).map(keypair).collect());
 
 /// Where the buyer's unpaid part comes back to.

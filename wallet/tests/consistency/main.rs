@@ -6,7 +6,10 @@
 //! |---|---|
 //! | `action` | what can happen, and which bytes stand for it |
 //! | `world` | the network, faults, and what was seen from outside |
-//! | `buyer`, `seller` | a node around the machines: performs outputs, crashes, starts again |
+//! | `buyer`, `seller` | a node around the machines: performs outputs, starts again |
+//! | `journal` | what both write down, and where a crash meets them |
+//! | `closes` | which channels the seller closes, alone or in a batch, at which bid |
+//! | `hostile` | what a buyer can do with its keys that its machine does not |
 //! | `chain`, `disk` | what both rely on |
 //! | `ends` | how a run ends, and who lost what |
 //! | `simulation`, `crashes` | seeds, and every crash there is |
@@ -18,12 +21,15 @@ mod action;
 mod bip341;
 mod buyer;
 mod chain;
+mod closes;
 mod crashes;
 mod disk;
 mod ends;
 #[path = "../channel/fixture.rs"]
 #[expect(dead_code, reason = "only parties and transactions are used")]
 mod fixture;
+mod hostile;
+mod journal;
 mod keys;
 mod seller;
 mod simulation;

@@ -5,39 +5,37 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bitcoin::{Amount, FeeRate, Transaction, Txid};
 use bitmesh_wallet::channel::ProposalId;
+use bitmesh_wallet::channel::closing::Outputs;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
 use bitmesh_wallet::channel::message::{Message, Open, RefusalCode, Refused};
 use bitmesh_wallet::channel::params::PayeePolicy;
-use bitmesh_wallet::channel::payee::{self, Acceptance, Payee, Sighting, Stage};
-use bitmesh_wallet::channel::record::{Fact, Record, compact};
+use bitmesh_wallet::channel::payee::{self, Acceptance, Payee, Sighting};
+use bitmesh_wallet::channel::record::{Fact, Record};
 use bitmesh_wallet::channel::tx::{self, min_first_payment};
 use bitmesh_wallet::channel::voucher::Voucher;
-use bitmesh_wallet::ledger::Ledger;
 
-use crate::buyer::ACCOUNTS;
-use crate::disk::Disk;
 use crate::fixture::{NETWORK, ONE, check_spend, parties};
-use crate::keys::{SELLER_PAYOUT, seller_key};
-use crate::world::{Crash, Effect, Eyes, Mode, News, STOP, Side, Standing, World};
+use crate::journal::{Journal, by_channel};
+use crate::keys::{SELLER_PASSES_OVER, SELLER_PAYOUT, seller_key};
+use crate::world::{Crash, Effect, Eyes, News, STOP, Side, Standing, World};
 
 pub(crate) struct Seller {
-    pub(crate) disk: Disk,
-    pub(crate) books: Ledger,
+    pub(crate) journal: Journal,
     pub(crate) machines: BTreeMap<ProposalId, Payee>,
     pub(crate) eyes: Eyes,
     /// Whether vouchers wait for one another.
     pub(crate) is_grouping: bool,
-    todo: VecDeque<(ProposalId, payee::Output)>,
-    /// Written, and not durable.
-    unsynced: Vec<Record>,
+    pub(crate) todo: VecDeque<(ProposalId, payee::Output)>,
     budget: ZeroConfBudget,
     next_key: u32,
+    /// No key below is used any more, since a backup does not know which were.
+    least_key: u32,
+    /// How often it came back from a backup.
+    pub(crate) restored: u32,
     /// What is durable: the best voucher, and the last close.
     held: BTreeMap<ProposalId, Amount>,
     closes: BTreeMap<ProposalId, Txid>,
-    /// What was bid for a close, in sat/vB.
-    bids: BTreeMap<ProposalId, u64>,
     /// The last credit announced since the start.
     credited: BTreeMap<ProposalId, Amount>,
 }
@@ -45,18 +43,17 @@ pub(crate) struct Seller {
 impl Seller {
     pub(crate) fn new() -> Self {
         Self {
-            disk: Disk::new(),
-            books: Ledger::new(),
+            journal: Journal::new(),
             machines: BTreeMap::new(),
             eyes: Eyes::default(),
             is_grouping: false,
             todo: VecDeque::new(),
-            unsynced: Vec::new(),
             budget: ZeroConfBudget::default(),
             next_key: 0,
+            least_key: 0,
+            restored: 0,
             held: BTreeMap::new(),
             closes: BTreeMap::new(),
-            bids: BTreeMap::new(),
             credited: BTreeMap::new(),
         }
     }
@@ -164,6 +161,7 @@ impl World {
             return;
         }
         let all = self.sellers();
+        let mut is_block = false;
         for (proposal, news) in self.seller.eyes.news(&self.chain, &all) {
             let input = match news {
                 News::Funding(Standing::Seen) => payee::Input::FundingSeen(self.sight(proposal)),
@@ -174,29 +172,40 @@ impl World {
                     payee::Input::FundingConflicted { confirmations }
                 }
                 News::Funding(Standing::Dropped) => payee::Input::FundingDropped,
-                News::Spent(tx, height) => payee::Input::Spent {
-                    tx: Box::new(tx),
-                    height: height.map(BlockHeight::new),
-                },
+                News::Spent(tx, height) => {
+                    let height = height.map(BlockHeight::new);
+                    let (spent, tx) = (self.paid_on().spent_in(&tx), Box::new(tx));
+                    match spent {
+                        Some(spent) if tx.input.len() > 1 => {
+                            payee::Input::SpentInBatch { tx, height, spent }
+                        }
+                        Some(_) | None => payee::Input::Spent { tx, height },
+                    }
+                }
                 News::Unspent => payee::Input::Unspent,
-                News::Tip(tip) => payee::Input::TipChanged(tip),
+                News::Tip(tip) => {
+                    is_block = true;
+                    payee::Input::TipChanged(tip)
+                }
             };
             self.tell_seller(proposal, input);
         }
-        self.bid_again();
+        if is_block {
+            self.plan_closes();
+        }
     }
 
-    /// A close that the mempool does not take at its fee is made again at a higher one.
-    fn bid_again(&mut self) {
-        for proposal in self.sellers() {
-            let bid = self.seller.bids.get(&proposal).copied();
-            let is_out = self.seller.eyes.told(proposal).spend.is_none();
-            let is_closing = self.seller.machines[&proposal].stage() == Stage::Closing;
-            if is_closing && is_out && bid.is_none_or(|bid| bid < self.chain.floor) {
-                self.seller.bids.insert(proposal, self.chain.floor);
-                self.close(proposal, self.chain.feerate());
+    /// The outputs of all channels it is paid on, with what has taken them.
+    pub(crate) fn paid_on(&self) -> Outputs {
+        let mut outputs = Outputs::new();
+        for (id, payee) in &self.seller.machines {
+            let is_known = payee.stage() != payee::Stage::Accepted;
+            let tranche = self.truths.get(id).and_then(|truth| truth.tranche.as_ref());
+            if let Some(tranche) = tranche.filter(|_| is_known) {
+                outputs.insert(tranche.outpoint(), tranche.capacity(), payee.taken_by());
             }
         }
+        outputs
     }
 
     fn sight(&self, proposal: ProposalId) -> Sighting {
@@ -213,10 +222,10 @@ impl World {
     }
 
     /// Performs what there is to do, in order, up to what has to wait for the disk.
-    fn drain_seller(&mut self) {
+    pub(crate) fn drain_seller(&mut self) {
         loop {
             self.pull_seller();
-            let is_synced = self.seller.disk.is_synced();
+            let is_synced = self.seller.journal.disk.is_synced();
             match self.seller.todo.front() {
                 None => break,
                 Some((_, payee::Output::Persist(_))) => {}
@@ -235,7 +244,7 @@ impl World {
     }
 
     /// Takes what the machines want done, and holds it against what they know at this moment.
-    fn pull_seller(&mut self) {
+    pub(crate) fn pull_seller(&mut self) {
         let seller = &mut self.seller;
         for (proposal, payee) in &mut seller.machines {
             while let Some(output) = payee.poll_output() {
@@ -258,29 +267,20 @@ impl World {
 
     fn perform_seller(&mut self, proposal: ProposalId, output: payee::Output) -> Result<(), Crash> {
         match output {
-            payee::Output::Persist(record) => self.write_seller(record)?,
-            payee::Output::Send(message) => {
-                let mode = self.effect(Side::Seller, Effect::Send);
-                if mode == Some(Mode::Before) {
-                    return Err(Crash);
-                }
-                self.seller_said(proposal, &message);
-                self.send(Side::Buyer, message.to_bytes());
-                if mode.is_some() {
-                    return Err(Crash);
-                }
+            payee::Output::Persist(record) => {
+                let waits = self.seller.is_grouping && matches!(record.fact, Fact::Held { .. });
+                self.write(Side::Seller, record, waits)?;
             }
+            payee::Output::Send(message) => self.show(Side::Seller, Effect::Send, |world| {
+                world.seller_said(proposal, &message);
+                world.send(Side::Buyer, message.to_bytes());
+            })?,
             payee::Output::Broadcast(tx) => {
-                let mode = self.effect(Side::Seller, Effect::Broadcast);
-                if mode == Some(Mode::Before) {
-                    return Err(Crash);
-                }
-                self.check_close(proposal, &tx);
-                self.broadcast(proposal, &tx);
-                self.seller.eyes.is_new = true;
-                if mode.is_some() {
-                    return Err(Crash);
-                }
+                self.show(Side::Seller, Effect::Broadcast, |world| {
+                    world.check_close(proposal, &tx);
+                    world.broadcast(proposal, &tx);
+                    world.seller.eyes.is_new = true;
+                })?
             }
             payee::Output::Watch {
                 outpoint, funding, ..
@@ -297,7 +297,7 @@ impl World {
             Message::Accept(accept) => {
                 let key = accept.payee_key;
                 self.show_key(key, proposal);
-                let is_known = self.seller.books.channel(proposal).is_some();
+                let is_known = self.seller.journal.books.channel(proposal).is_some();
                 assert!(is_known, "accepted before written down");
             }
             Message::Depth(depth) => {
@@ -321,73 +321,32 @@ impl World {
 
     /// A close pays out everything that is held, and was written down.
     fn check_close(&self, proposal: ProposalId, tx: &Transaction) {
-        let truth = &self.truths[&proposal];
-        let Some(settlement) = truth.tranche.as_ref().and_then(|t| t.settlement(tx, None)) else {
-            return;
-        };
-        let durable = self.seller.closes.get(&proposal);
-        assert_eq!(durable, Some(&settlement.txid), "a close not written down");
-        let held = self.seller.held(proposal);
-        assert_eq!(settlement.paid(), held, "closed with less than is held");
-    }
-
-    fn write_seller(&mut self, record: Record) -> Result<(), Crash> {
-        let waits = self.seller.is_grouping && matches!(record.fact, Fact::Held { .. });
-        let mode = self.effect(Side::Seller, Effect::Write);
-        if mode == Some(Mode::Before) {
-            return Err(Crash);
-        }
-        self.seller.disk.write(&record);
-        self.seller.unsynced.push(record);
-        match mode {
-            Some(Mode::Torn) => {
-                let where_ = self.effects.wrapping_mul(0x9e37_79b9);
-                self.seller.disk.tear(where_);
-                return Err(Crash);
+        for (id, tranche) in self.spends(tx) {
+            let settlement = self.settlement(tranche, tx);
+            assert_eq!(
+                settlement.paid(),
+                self.seller.held(id),
+                "closed with less than is held"
+            );
+            if id == proposal {
+                let durable = self.seller.closes.get(&id);
+                assert_eq!(durable, Some(&settlement.txid), "a close not written down");
             }
-            Some(Mode::Unsynced) => {
-                self.seller.disk.lose();
-                return Err(Crash);
-            }
-            None if waits => {}
-            Some(Mode::Before | Mode::After) | None => self.seller_remembers(),
-        }
-        match mode {
-            Some(_) => Err(Crash),
-            None => Ok(()),
         }
     }
 
     /// The disk is synced, and what waited for it is done.
     pub(crate) fn seller_syncs(&mut self) {
-        if self.seller.disk.is_synced() {
+        if self.seller.journal.disk.is_synced() {
             return;
         }
-        match self.effect(Side::Seller, Effect::Write) {
-            None => {
-                self.seller_remembers();
-                return self.drain_seller();
-            }
-            Some(Mode::After) => self.seller_remembers(),
-            Some(Mode::Torn) => {
-                let where_ = self.effects.wrapping_mul(0x9e37_79b9);
-                self.seller.disk.tear(where_);
-            }
-            Some(Mode::Before | Mode::Unsynced) => self.seller.disk.lose(),
-        }
-        self.restart_seller();
-    }
-
-    fn seller_remembers(&mut self) {
-        self.seller.disk.sync();
-        for record in std::mem::take(&mut self.seller.unsynced) {
-            let posted = self.seller.books.post(&record);
-            assert!(posted.is_ok(), "the seller's books: {posted:?}");
-            self.note_seller(&record);
+        match self.sync(Side::Seller) {
+            Ok(()) => self.drain_seller(),
+            Err(Crash) => self.restart_seller(),
         }
     }
 
-    fn note_seller(&mut self, record: &Record) {
+    pub(crate) fn note_seller(&mut self, record: &Record) {
         let id = record.proposal;
         match &record.fact {
             Fact::Held { total, .. } => {
@@ -425,20 +384,15 @@ impl World {
                 let tip = BlockHeight::new(self.chain.height);
                 return self.seller.budget.lost(proposal, tip);
             }
-            Event::CloseDue { .. } => {
-                self.seller.bids.insert(proposal, self.chain.floor);
-                payee::Input::CloseAsked {
-                    payout: SELLER_PAYOUT.clone(),
-                    feerate: self.chain.feerate(),
-                }
-            }
             Event::SplitDue => payee::Input::SplitChosen {
                 payout: SELLER_PAYOUT.clone(),
                 feerate: self.chain.feerate(),
                 seed: self.draw(),
             },
             Event::CooperationDue { .. } => payee::Input::CooperationAsked,
-            Event::Funded { .. }
+            // What is due is planned with each block, for all channels together.
+            Event::CloseDue { .. }
+            | Event::Funded { .. }
             | Event::CloseFailed { .. }
             | Event::RolloverDue { .. }
             | Event::LimitChanged { .. }
@@ -470,47 +424,23 @@ impl World {
 
     /// Everything not yet performed is lost; what was written down remains.
     pub(crate) fn restart_seller(&mut self) {
-        self.counts.add("restart", Side::Seller);
-        let mut records = self.seller.disk.read();
-        let books = Ledger::from_records(&records).expect("the seller's books, read back");
-        let small = compact(records.clone());
-        let small_books = Ledger::from_records(&small).expect("the seller's books, compacted");
-        assert_eq!(
-            small_books.totals(),
-            books.totals(),
-            "compaction moves money"
-        );
-        if self.effects.is_multiple_of(3) {
-            self.seller.disk.replace(&small);
-            records = small;
-        }
+        let records = self.read_back(Side::Seller);
         let durable = std::mem::take(&mut self.seller.held);
         let vouchers = self.seller.machines.iter();
         let vouchers = vouchers.filter_map(|(id, payee)| Some((*id, payee.voucher()?)));
         let vouchers: BTreeMap<ProposalId, Voucher> = vouchers.collect();
         let seller = &mut self.seller;
         seller.todo.clear();
-        seller.unsynced.clear();
         seller.machines.clear();
         seller.eyes.forget();
         seller.closes.clear();
-        seller.bids.clear();
         seller.credited.clear();
         seller.budget = ZeroConfBudget::default();
-        seller.books = books;
-        seller.next_key = 0;
-        let mut order = Vec::new();
-        let mut channels: BTreeMap<ProposalId, Vec<Record>> = BTreeMap::new();
-        for record in records {
-            self.note_seller(&record);
-            let channel = channels.entry(record.proposal).or_default();
-            if channel.is_empty() {
-                order.push(record.proposal);
+        seller.next_key = seller.least_key;
+        for (id, records) in by_channel(records) {
+            for record in &records {
+                self.note_seller(record);
             }
-            channel.push(record);
-        }
-        for id in order {
-            let records = channels.remove(&id).expect("it was put there");
             let index = records[0].key_index().expect("the first record holds it");
             self.seller.next_key = self.seller.next_key.max(index + 1);
             let payee = Payee::restore(records, seller_key(index), PayeePolicy::default());
@@ -533,6 +463,34 @@ impl World {
         self.check_best_vouchers();
         self.drain_seller();
         self.look_seller();
+    }
+
+    /// The seller comes back from an older copy of its journal, which may lack whole channels. It may
+    /// lose what it was paid since, unless a buyer says it again.
+    pub(crate) fn restore_old_seller(&mut self, choice: u8) {
+        if self.seller.restored == MAX_RESTORED {
+            return;
+        }
+        self.seller.restored += 1;
+        let records = self.seller.journal.disk.read();
+        let kept = usize::from(choice) % (records.len() + 1);
+        let (old, gone) = records.split_at(kept);
+        for (id, truth) in &mut self.truths {
+            truth.is_behind |= gone.iter().any(|record| record.proposal == *id);
+            truth.is_closed_before |= self.seller.closes.contains_key(id);
+        }
+        self.counts.add("stale seller", kept < records.len());
+        self.seller.least_key = self.seller.next_key + SELLER_PASSES_OVER;
+        self.seller.held.clear();
+        self.seller.machines.clear();
+        self.seller.journal.replace(old);
+        self.restart_seller();
+        for (id, truth) in &mut self.truths {
+            truth.served = truth.served.min(self.seller.held(*id));
+        }
+        // It is another process, and whoever spoke to the old one speaks to it anew.
+        self.network.clear();
+        self.buyer_reconnects();
     }
 
     /// What is held on disk makes a valid close, whatever happens next.
@@ -561,22 +519,18 @@ impl World {
     }
 
     pub(crate) fn check_seller(&self) {
-        let totals = self.seller.books.totals();
-        assert!(totals.adds_up(), "the seller's books: {totals:?}");
-        for (id, payee) in &self.seller.machines {
+        let machines = &self.seller.machines;
+        self.seller.journal.check(machines.keys().copied());
+        for (id, payee) in machines {
             let signed = self
                 .truths
                 .get(id)
                 .map_or(Amount::ZERO, |truth| truth.signed);
             assert!(payee.held() <= signed, "held more than was signed");
             assert!(payee.credited() <= payee.held());
-            let statement = self.seller.books.channel(*id);
-            let Some(statement) = statement else { continue };
-            let sum: i64 = ACCOUNTS
-                .iter()
-                .map(|a| statement.balance(*a).to_sat())
-                .sum();
-            assert_eq!(sum, 0, "money appeared or vanished");
         }
     }
 }
+
+/// How often a run's seller may come back from a backup: its keys are few.
+const MAX_RESTORED: u32 = 2;

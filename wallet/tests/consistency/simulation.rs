@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::action::Action;
 use crate::ends::Ending;
-use crate::world::{Effect, Mode, Side, World};
+use crate::hostile::Trick;
+use crate::world::{Effect, IS_TOLD, Mode, Side, World};
 
 /// How many seeds a test run plays. `BITMESH_SEEDS=n` plays as many as it says.
 const SEEDS: u64 = 10_000;
@@ -111,9 +112,25 @@ fn expected() -> Vec<String> {
     expected.extend(buyer.map(|stage| format!("buyer {stage}")));
     expected.extend(seller.map(|stage| format!("seller {stage}")));
     expected.extend(["buyer Abandoned", "seller Abandoned"].map(str::to_owned));
-    let ends = ["Commitment", "Refund", "Together", "never funded"];
+    let ends = [
+        "Commitment",
+        "Refund",
+        "Together",
+        "in a batch",
+        "never funded",
+    ];
     expected.extend(ends.map(|end| format!("end {end:?}")));
-    let others = ["conflict true", "conflict \"reorganised\"", "stale true"];
+    expected.extend(Trick::ALL.map(|trick| format!("trick {trick:?}")));
+    expected.extend((1..=4).map(|members| format!("batch {members}")));
+    let others = [
+        "conflict true",
+        "conflict \"reorganised\"",
+        "stale buyer true",
+        "stale seller true",
+        "close \"is new\"",
+        "close \"replaces\"",
+        "close \"waits\"",
+    ];
     expected.extend(others.map(str::to_owned));
     expected
 }
@@ -136,15 +153,20 @@ fn whatever_happens_nobody_loses_more_than_the_bound() {
     );
 }
 
-/// Plays one run again: `BITMESH_SEED` names a seed, `BITMESH_BYTES` a file, as a fuzzer leaves it.
+/// Plays one run again and prints what happens: `BITMESH_SEED` names a seed, `BITMESH_BYTES` a file, as a
+/// fuzzer leaves it.
 #[test]
 fn replay_one_run() {
     let file = std::env::var_os("BITMESH_BYTES");
-    let bytes = match file {
+    let bytes = match &file {
         Some(file) => std::fs::read(file).expect("the file BITMESH_BYTES names"),
         None => bytes_of(number("BITMESH_SEED").unwrap_or(0)),
     };
 
+    IS_TOLD.store(
+        file.is_some() || number("BITMESH_SEED").is_some(),
+        Ordering::Relaxed,
+    );
     let world = World::run(&bytes);
 
     assert!(world.effects > 0);

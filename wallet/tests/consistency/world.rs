@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bitcoin::secp256k1::XOnlyPublicKey;
@@ -12,12 +13,13 @@ use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxIn, TxOut, Txid, Witne
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::ClosePartial;
 use bitmesh_wallet::channel::params::Tranche;
+use bitmesh_wallet::channel::record::Settlement;
 use bitmesh_wallet::channel::{AttemptId, ProposalId};
 
 use crate::action::Bytes;
 use crate::buyer::Buyer;
 use crate::chain::{Chain, Place, Refusal};
-use crate::fixture::{TIP, check_spend, epoch, funding_tx, sat};
+use crate::fixture::{TIP, check_spends, epoch, funding_tx, sat};
 use crate::seller::Seller;
 
 /// From so many blocks before the expiry on, a seller that is awake closes.
@@ -90,13 +92,21 @@ pub(crate) struct Truth {
     pub(crate) signed: Amount,
     /// The totals of the splits that the buyer gave its half of a signature on.
     pub(crate) halves: BTreeSet<Amount>,
-    /// The highest total the seller counted as paid while it served.
+    /// The highest total the seller counted as paid while it served, and has not lost with its disk.
     pub(crate) served: Amount,
     /// Whether the seller slept, or nothing that pays a fair fee was mined, when it had to close.
     pub(crate) is_excused: bool,
-    /// What was found valid already.
-    checked: BTreeSet<Txid>,
+    /// Whether the seller came back from a backup that is behind on it.
+    pub(crate) is_behind: bool,
+    /// Whether it had closed the channel before it came back: that close may still be mined, whatever
+    /// it has taken since without knowing of it.
+    pub(crate) is_closed_before: bool,
+    /// Whether the buyer has said what its machine does not know of.
+    pub(crate) is_cheated: bool,
 }
+
+/// Whether what happens is printed, as when one run is played again.
+pub(crate) static IS_TOLD: AtomicBool = AtomicBool::new(false);
 
 /// What happened, by name.
 #[derive(Default)]
@@ -104,7 +114,11 @@ pub(crate) struct Counts(pub(crate) BTreeMap<String, u64>);
 
 impl Counts {
     pub(crate) fn add(&mut self, kind: &str, what: impl Debug) {
-        *self.0.entry(format!("{kind} {what:?}")).or_default() += 1;
+        let name = format!("{kind} {what:?}");
+        if IS_TOLD.load(Ordering::Relaxed) {
+            println!("{name}");
+        }
+        *self.0.entry(name).or_default() += 1;
     }
 }
 
@@ -118,6 +132,8 @@ pub(crate) struct World {
     pub(crate) truths: BTreeMap<ProposalId, Truth>,
     /// Which proposal a key was shown for.
     keys: BTreeMap<XOnlyPublicKey, ProposalId>,
+    /// Transactions that were found valid.
+    checked: BTreeSet<Txid>,
     /// What was signed with which nonce.
     pub(crate) partials: BTreeMap<AttemptId, ClosePartial>,
     /// How many random numbers were drawn.
@@ -145,6 +161,7 @@ impl World {
             network: Vec::new(),
             truths: BTreeMap::new(),
             keys: BTreeMap::new(),
+            checked: BTreeSet::new(),
             partials: BTreeMap::new(),
             drawn: 0,
             proposed: 0,
@@ -213,32 +230,55 @@ impl World {
         assert_eq!(known, proposal, "a key was shown for two channels");
     }
 
+    /// The channels that `tx` ends, in the order of its inputs.
+    pub(crate) fn spends(&self, tx: &Transaction) -> Vec<(ProposalId, &Tranche)> {
+        let of = |outpoint: OutPoint| {
+            self.truths.iter().find_map(|(id, truth)| {
+                let tranche = truth.tranche.as_ref()?;
+                (tranche.outpoint() == outpoint).then_some((*id, tranche))
+            })
+        };
+        let inputs = tx.input.iter();
+        inputs
+            .filter_map(|input| of(input.previous_output))
+            .collect()
+    }
+
+    /// What `tx`, which spends `tranche`, makes of it, with its share of the fee.
+    pub(crate) fn settlement(&self, tranche: &Tranche, tx: &Transaction) -> Settlement {
+        let settlement = tranche.settlement(tx, None).expect("it spends it");
+        if tx.input.len() == 1 {
+            return settlement;
+        }
+        let spent = self.spends(tx).iter().map(|(_, it)| it.capacity()).sum();
+        settlement.bear(tranche.fee_share(tx, spent))
+    }
+
     /// Hands a transaction to the mempool. Whatever is broadcast is valid, or will be.
     pub(crate) fn broadcast(&mut self, proposal: ProposalId, tx: &Transaction) {
-        let truth = self.truths.entry(proposal).or_default();
-        let spends = |tranche: &Tranche| {
-            let outpoint = tranche.outpoint();
-            tx.input.iter().any(|i| i.previous_output == outpoint)
-        };
-        if let Some(tranche) = truth.tranche.as_ref().filter(|tranche| spends(tranche))
-            && truth.checked.insert(tx.compute_txid())
-        {
+        let txid = tx.compute_txid();
+        let expiry = self.truths.entry(proposal).or_default().expiry;
+        let ends: Vec<Tranche> = self
+            .spends(tx)
+            .iter()
+            .map(|(_, it)| (*it).clone())
+            .collect();
+        if ends.len() == tx.input.len() && self.checked.insert(txid) {
             // A reorganisation may have taken the block that made a refund final.
-            let height = self.chain.height.max(truth.expiry) + 1;
-            if let Err(error) = check_spend(tranche, tx, height) {
+            let height = self.chain.height.max(expiry) + 1;
+            if let Err(error) = check_spends(&ends, tx, height) {
                 panic!("an invalid transaction was broadcast: {error}");
             }
         }
-        let is_signed =
-            truth.funding.as_ref() == Some(tx) || truth.checked.contains(&tx.compute_txid());
-        if !is_signed {
+        let funding = self.truths[&proposal].funding.as_ref();
+        if funding != Some(tx) && !self.checked.contains(&txid) {
             assert!(self.is_forged, "nobody signed this");
             return;
         }
         let taken = self.chain.accept(tx);
         self.counts.add("broadcast", taken.err());
         if taken == Err(Refusal::NotFinal) {
-            assert!(self.chain.height < truth.expiry, "never final");
+            assert!(self.chain.height < expiry, "never final");
         }
     }
 
@@ -362,6 +402,9 @@ impl World {
         self.check_seller();
         let stages = self.buyer.stages().chain(self.seller.stages());
         let stages: Vec<String> = stages.collect();
+        if IS_TOLD.load(Ordering::Relaxed) {
+            println!("    {stages:?}");
+        }
         for stage in stages {
             *self.counts.0.entry(stage).or_default() += 1;
         }

@@ -529,10 +529,7 @@ impl Payee {
         let Some(Spend { settlement, .. }) = funded.spent else {
             return;
         };
-        self.state = State::Settled {
-            settlement,
-            held: funded.held_total(),
-        };
+        self.state = funded.settled(settlement);
         self.persist(Fact::Settled(settlement));
         self.notify(Event::Settled(settlement));
     }

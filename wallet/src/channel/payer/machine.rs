@@ -281,8 +281,9 @@ impl Payer {
                 funded.promised = total;
                 caught_up = Some(total);
             }
-            funded.acknowledged = funded.acknowledged.max(total);
         }
+        // What it said last counts: a payee that came back from an old backup holds less than before.
+        funded.acknowledged = depth.held.map_or(Amount::ZERO, |(total, _)| total);
         let is_first = !std::mem::replace(&mut funded.is_seen_by_payee, true);
         let is_new = funded.limit != depth.limit;
         funded.limit = depth.limit;
@@ -305,6 +306,8 @@ impl Payer {
         } else if is_first {
             self.resend = Resend::default();
             self.send_pending(now);
+        } else {
+            self.arm(now);
         }
         Ok(())
     }
@@ -314,7 +317,7 @@ impl Payer {
             kind: Kind::Refused,
         };
         let code = refused.code;
-        match &self.state {
+        match &mut self.state {
             State::Proposed if refused.subject == *self.proposal.as_bytes() => {
                 self.notify(Event::Refused { code });
                 self.abandon();
@@ -325,6 +328,13 @@ impl Payer {
                 // after any other refusal what is pending is sent again in its time.
                 if code == RefusalCode::Closing {
                     self.resend = Resend::default();
+                }
+                // A payee that came back from an old backup may not know the funding any more, nor what
+                // it held.
+                if code == RefusalCode::Unknown {
+                    funded.is_seen_by_payee = false;
+                    funded.acknowledged = Amount::ZERO;
+                    self.arm(now);
                 }
                 self.notify(Event::Refused { code });
                 self.close_refused(code, now);

@@ -94,10 +94,7 @@ impl Payee {
                 funded.close = Some(*tx);
                 State::Funded(funded)
             }
-            (State::Funded(funded), Fact::Settled(settlement)) => State::Settled {
-                settlement,
-                held: funded.held_total(),
-            },
+            (State::Funded(funded), Fact::Settled(settlement)) => funded.settled(settlement),
             (State::Accepted | State::Funded(_), Fact::Abandoned) => State::Abandoned,
             _ => return false,
         };

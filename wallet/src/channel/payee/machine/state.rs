@@ -132,6 +132,14 @@ impl Funded {
         self.held.map_or(Amount::ZERO, |voucher| voucher.total)
     }
 
+    /// How it ended. A close that is younger than the backup we came back from pays more than is held.
+    pub(super) fn settled(&self, settlement: Settlement) -> State {
+        State::Settled {
+            settlement,
+            held: self.held_total().max(settlement.paid()),
+        }
+    }
+
     pub(super) fn watch(&self) -> Output {
         Output::Watch {
             outpoint: self.tranche.outpoint(),
