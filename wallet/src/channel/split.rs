@@ -10,6 +10,8 @@
 //! | total 0 | cannot | capacity − fee to the payer |
 //! | total `n` | `n` − fee to the payee, rest to the payer | the same, for three quarters of the fee |
 
+use std::time::Duration;
+
 use bitcoin::absolute::LockTime;
 use bitcoin::secp256k1::Message as Digest;
 use bitcoin::secp256k1::schnorr::Signature;
@@ -18,15 +20,18 @@ use bitcoin::{Amount, FeeRate, Script, ScriptBuf, Transaction, TxOut, Witness};
 use thiserror::Error;
 
 use super::SECP;
-use super::message::RefusalCode;
-use super::params::{CLOSE_PATIENCE, Tranche};
+use super::refusal::RefusalCode;
+use super::tranche::Tranche;
 use super::tx::{self, BuildError, DUST_P2TR};
 use super::voucher::{Legal, TotalError};
 
-/// Virtual bytes of a close together that pays both. Measured.
-pub const SPLIT_VBYTES: u64 = 154;
-/// Virtual bytes of a close together with one output: nothing or everything is paid. Measured.
-pub const SPLIT_ONE_VBYTES: u64 = 111;
+pub use super::tx::{SPLIT_ONE_VBYTES, SPLIT_VBYTES};
+
+/// How long one attempt to close together may take. Its three messages need a second at most; whoever
+/// waits at the other end, a person, does not wait longer.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(15);
+/// Least time between two attempts that a payer begins: each costs the payee a nonce.
+pub const CLOSE_RESPITE: Duration = Duration::from_secs(1);
 
 /// How far the payee's fee rate may be from the payer's own estimate: below a fourth of it the
 /// transaction might not be mined for long, and where the payer pays, above four times of it is waste.
