@@ -174,6 +174,7 @@ struct Driver {
     /// Held by whoever folds the journal: it takes memory, so one at a time.
     folding: Arc<Semaphore>,
     together: Vec<commands::Together>,
+    rolling: Vec<commands::Rolling>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,

@@ -87,6 +87,7 @@ const COMMANDS: [&[&str]; 32] = [
     &["channels", "show", "90bc"],
     &["channels", "close", "90bc", "--dry-run"],
     &["channels", "close", "--all", "--dry-run"],
+    &["channels", "rollover", "90bc", "--dry-run"],
     &["channels", "refund", "90bc"],
     &["earnings"],
     &["earnings", "--audit"],

@@ -249,6 +249,7 @@ async fn open(
         moment: None,
         folding: Arc::new(Semaphore::new(1)),
         together: Vec::new(),
+        rolling: Vec::new(),
         broken: false,
         next_tick: now,
         config,

@@ -37,14 +37,13 @@ pub const MAX_FUNDING_BYTES: usize = 40_000;
 /// Largest message in bytes: [`Funding`] with its largest transaction and its fields.
 pub const MAX_MESSAGE_BYTES: usize = MAX_FUNDING_BYTES + 64;
 
-/// Largest message of every kind but [`Funding`]. The largest, an [`Open`] or an [`Accept`] with all
-/// its steps, or a [`CloseAck`], has about 205 bytes.
+/// Largest message of every kind but [`Funding`]. The largest is a [`Renew`], with 244 bytes.
 pub const MAX_SMALL_MESSAGE_BYTES: usize = 256;
 
 /// Nesting a message may have: array, exposure table, step, and one to spare.
 const MAX_DEPTH: usize = 4;
 
-/// First element of a message. The numbers from 12 on are kept for top-ups.
+/// First element of a message. The numbers from 12 to 15 are kept for top-ups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -70,6 +69,10 @@ pub enum Kind {
     ClosePartial = 10,
     /// [`CloseDone`]
     CloseDone = 11,
+    /// [`Renew`]
+    Renew = 16,
+    /// [`Close`] that names a next channel
+    Roll = 17,
 }
 
 impl Kind {
@@ -86,6 +89,8 @@ impl Kind {
             9 => Self::CloseAck,
             10 => Self::ClosePartial,
             11 => Self::CloseDone,
+            16 => Self::Renew,
+            17 => Self::Roll,
             _ => return None,
         })
     }
@@ -103,7 +108,9 @@ impl Kind {
             | Self::Close
             | Self::CloseAck
             | Self::ClosePartial
-            | Self::CloseDone => MAX_SMALL_MESSAGE_BYTES,
+            | Self::CloseDone
+            | Self::Renew
+            | Self::Roll => MAX_SMALL_MESSAGE_BYTES,
         }
     }
 }
@@ -127,6 +134,16 @@ pub struct Open {
     pub expiry: BlockHeight,
     /// Where the unpaid part goes at the close. Pay-to-taproot only.
     pub change_script: ScriptBuf,
+}
+
+/// Payer → payee: the channel the payer wants next, to be funded with what is left of one that both
+/// have. Answered by [`Accept`] like an [`Open`], with the payee's key of the channel before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renew {
+    /// Id of the [`Open`] of the channel that is to be carried over.
+    pub from: ProposalId,
+    /// The proposal.
+    pub open: Open,
 }
 
 /// Payee → payer: agreed, on these terms.
@@ -194,15 +211,22 @@ pub struct Close {
     /// The payer's last voucher, total and signature, if it signed any: the close pays out this
     /// much even if the voucher was lost on its way.
     pub promised: Option<(Amount, Signature)>,
+    /// Where the rest is carried over to: a channel that was agreed on by [`Renew`]. `None` to end.
+    pub next: Option<ChannelId>,
 }
 
 impl Close {
     /// Names the attempt: everything that is said of it later shows this.
     pub fn attempt(&self) -> AttemptId {
-        AttemptId::from_bytes(tagged_hash(
-            "bitmesh/channel/close",
-            &[self.channel.as_bytes(), &self.nonce.serialize()],
-        ))
+        let nonce = self.nonce.serialize();
+        let id = match &self.next {
+            None => tagged_hash("bitmesh/channel/close", &[self.channel.as_bytes(), &nonce]),
+            Some(next) => tagged_hash(
+                "bitmesh/channel/roll",
+                &[self.channel.as_bytes(), &nonce, next.as_bytes()],
+            ),
+        };
+        AttemptId::from_bytes(id)
     }
 }
 
@@ -282,6 +306,8 @@ pub enum Message {
     ClosePartial(ClosePartial),
     /// See [`CloseDone`].
     CloseDone(CloseDone),
+    /// See [`Renew`].
+    Renew(Box<Renew>),
 }
 
 /// Why bytes are no message.

@@ -18,6 +18,7 @@ pub struct Tranche {
     pub(super) expiry: BlockHeight,
     pub(super) change: ScriptBuf,
     pub(super) scripts: Scripts,
+    pub(super) next: Option<TxOut>,
 }
 
 impl Tranche {
@@ -68,5 +69,21 @@ impl Tranche {
     /// Output script and leaves.
     pub const fn scripts(&self) -> &Scripts {
         &self.scripts
+    }
+
+    /// The output of the next channel, into which a rollover carries what was not paid.
+    pub const fn next(&self) -> Option<&TxOut> {
+        self.next.as_ref()
+    }
+
+    /// The same tranche, to be ended by a rollover: of what was not paid, `next` is the output of the
+    /// next channel, and the rest is change. Concerns splits only ([`super::split`]); vouchers are what
+    /// they were.
+    #[must_use]
+    pub fn carried_into(&self, next: TxOut) -> Self {
+        Self {
+            next: Some(next),
+            ..self.clone()
+        }
     }
 }

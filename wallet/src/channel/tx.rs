@@ -47,6 +47,9 @@ pub const REFUND_VBYTES: u64 = 138;
 pub const SPLIT_VBYTES: u64 = 154;
 /// Virtual bytes of a close together with one output: nothing or everything is paid. Measured.
 pub const SPLIT_ONE_VBYTES: u64 = 111;
+/// Virtual bytes of a rollover that carries over less than the rest, and returns change. Measured. One
+/// that carries over everything has [`SPLIT_VBYTES`].
+pub const ROLLOVER_CHANGE_VBYTES: u64 = 197;
 
 /// Why a transaction cannot be made. Nothing was signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -193,6 +196,11 @@ impl Tranche {
             .try_fold(Amount::ZERO, |sum, output| sum.checked_add(output.value))?;
         let returned = match end {
             End::Refund => outputs,
+            // Both signed it, so that it is a split: the payout is the last of several outputs.
+            End::Together if tx.input.len() == 1 && tx.output.len() > 1 => {
+                let payout = tx.output.last().map_or(Amount::ZERO, |it| it.value);
+                outputs.checked_sub(payout)?
+            }
             End::Commitment | End::Together => tx
                 .output
                 .get(index)

@@ -107,6 +107,7 @@ impl World {
             change_script: BUYER_CHANGE.clone(),
             max_min_first: sat(20_000),
             key_index,
+            from: None,
         };
         let policy = PayerPolicy::default();
         let mut payer = Payer::propose(proposal, buyer_key(key_index), policy, self.now);
@@ -301,6 +302,7 @@ impl World {
             | Message::CloseAsk(_)
             | Message::CloseAck(_)
             | Message::CloseDone(_)
+            | Message::Renew(_)
             | Message::Refused(_) => {}
         }
     }
@@ -396,6 +398,7 @@ impl World {
             | payer::Event::FundingConflicted
             | payer::Event::Abandoned
             | payer::Event::PaymentsStopped
+            | payer::Event::RolloverDue { .. }
             | payer::Event::Ending { .. }
             | payer::Event::Settled(_) => return,
         };
