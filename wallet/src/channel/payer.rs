@@ -92,7 +92,7 @@ pub enum Input {
         seed: [u8; 32],
     },
     /// Carry what is left over into `next`, a channel that was proposed as the one after this
-    /// ([`Proposal::from`]) and agreed on. An attempt to close together, and over in the same ways; the
+    /// (`from` in its [`Proposal`]) and agreed on. An attempt to close together, and over in the same ways; the
     /// transaction in [`Output::Broadcast`] funds `next`: give it that as
     /// [`FundingSigned`](Self::FundingSigned), with a fee of zero.
     RolloverAsked {
