@@ -120,7 +120,7 @@ async fn a_channel_is_carried_over_in_the_middle_of_a_download_that_goes_on() {
     assert!(paid.paid_sat > 0, "{paid:#?}");
     assert_eq!(paid.state, ChannelState::Unconfirmed);
     let leased = world.leases("bob").await.remove(0);
-    assert_eq!((leased.id, leased.state), (lease.id, LeaseState::Open));
+    assert_eq!((leased.id, leased.state), (lease.id, LeaseState::Active));
     check_chain(&world, &old.id, &next, &txid).await;
     audited(&world).await;
     world.mine(1).await;

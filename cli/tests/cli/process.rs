@@ -48,7 +48,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// Every command that needs only a daemon, as it is typed.
-const COMMANDS: [&[&str]; 32] = [
+const COMMANDS: [&[&str]; 33] = [
     &["status"],
     &["id"],
     &["peers"],
