@@ -19,8 +19,8 @@ pub use self::{
         RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
     },
     money::{
-        ChannelCloseArgs, ChannelRefundArgs, ChannelsArgs, ChannelsCommand, EarningsArgs,
-        PassphraseArgs, PassphraseCommand, SendArgs, WalletArgs, WalletCommand,
+        ChannelCloseArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelsArgs, ChannelsCommand,
+        EarningsArgs, PassphraseArgs, PassphraseCommand, SendArgs, WalletArgs, WalletCommand,
     },
     node::{
         ApiArgs, BackupArgs, BackupCommand, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs,
@@ -254,7 +254,7 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
   bitmesh wallet receive
   bitmesh wallet send bcrt1q… 50000sat --dry-run")]
     Wallet(WalletArgs),
-    /// List payment channels, show one, close or refund
+    /// List payment channels, show one, carry it over, close or refund
     #[command(after_help = "Examples:
   bitmesh channels
   bitmesh channels show 90bc

@@ -183,6 +183,7 @@ struct Driver {
     standing: GroupCommit<Output>,
     /// The total of the last voucher that came on each channel since the start, while it is open.
     held: BTreeMap<ProposalId, Amount>,
+    rolling: Vec<commands::Rolling>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,

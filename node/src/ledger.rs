@@ -19,6 +19,9 @@
 //! | a refund, buried | unclaimed → locked → coins, fees | claims → lost |
 //! | the funding came to nothing | all the way back | claims → credit |
 //! | coins came, or went | outside → coins, coins → outside, coins → fees | the same |
+//!
+//! A rollover is a close and a funding. What it carries over goes from `locked` to `locked` at once, by way
+//! of `coins`, though the close is only booked when it is buried.
 
 pub(crate) mod audit;
 
@@ -202,6 +205,8 @@ pub(crate) struct ChannelBook {
     pub(crate) party: Party,
     opened: UnixTime,
     pub(crate) capacity: Amount,
+    /// The channel that it is funded from by a rollover, at the payer.
+    from: Option<ProposalId>,
     /// The running total of vouchers; zero for a channel that came to nothing.
     pub(crate) total: Amount,
     /// The funding transaction and its fee, if it is funded.
@@ -210,6 +215,13 @@ pub(crate) struct ChannelBook {
     pub(crate) is_abandoned: bool,
     /// What it moved since the moment that the books were asked for.
     pub(crate) since: ChannelFlows,
+}
+
+impl ChannelBook {
+    /// Whether it is funded by a rollover.
+    const fn is_carried(&self) -> bool {
+        self.from.is_some()
+    }
 }
 
 /// What a channel moved within a span.
@@ -411,18 +423,23 @@ impl Books {
                 .map_err(|error| error.to_string())
         };
         let begun = match &record.fact {
-            Fact::Proposed { open, .. } => Some((party(Role::Payer, open.payee)?, open.capacity)),
-            Fact::Agreed { open, .. } => Some((party(Role::Payee, open.payer)?, open.capacity)),
+            Fact::Proposed { open, from, .. } => {
+                Some((party(Role::Payer, open.payee)?, open.capacity, *from))
+            }
+            Fact::Agreed { open, .. } => {
+                Some((party(Role::Payee, open.payer)?, open.capacity, None))
+            }
             _ => None,
         };
         let moves = self.ledger.post(record).map_err(|it| it.to_string())?;
-        if let Some((party, capacity)) = begun {
+        if let Some((party, capacity, from)) = begun {
             let opened = self.opened.get(&id).copied().or(self.moment);
             let opened = opened.unwrap_or_default();
             let book = ChannelBook {
                 party,
                 opened,
                 capacity,
+                from,
                 total: Amount::ZERO,
                 funding: None,
                 settlement: None,
@@ -477,7 +494,7 @@ impl Books {
             self.enter(Entry {
                 at: self.moment.unwrap_or(opened),
                 what,
-                about: About::Channel(id),
+                about: About::Channel(movement.channel),
                 party: Some(party),
                 from,
                 to,
@@ -611,12 +628,28 @@ impl Books {
         });
     }
 
+    /// Whether this node's coins have changed by the funding of a channel, as far as the books say. By a
+    /// rollover they have once the end of the channel before is written down.
+    fn has_spent_coins(&self, book: &ChannelBook) -> bool {
+        let is_funded_by_payer = book.party.role() == Role::Payer && !book.is_abandoned;
+        let is_counted = match (book.from, book.funding) {
+            (Some(from), Some((txid, _))) => {
+                let before = self.channels.get(&from);
+                let before = before.and_then(|before| before.settlement);
+                before.is_some_and(|settlement| settlement.txid == txid)
+            }
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        is_funded_by_payer && is_counted
+    }
+
     /// Adds what the chain alone knows: coins that came or went without a channel.
     pub(crate) fn add_history(&mut self, history: &[HistoryEntry]) {
         let mut of_channels = BTreeSet::new();
         for book in self.channels.values() {
             of_channels.extend(book.settlement.map(|it| it.txid));
-            if book.party.role() == Role::Payer && !book.is_abandoned {
+            if self.has_spent_coins(book) {
                 of_channels.extend(book.funding.map(|(txid, _)| txid));
             }
         }
@@ -729,6 +762,10 @@ impl ChannelFlows {
                 self.paid -= amount;
             }
             (_, Account::Locked | Account::Claims, Account::Coins) => self.received += amount,
+            // What a rollover had taken out is put back, since something else ended the channel.
+            (_, Account::Coins, Account::Locked) if entry.what != What::Funding => {
+                self.received -= amount;
+            }
             (_, _, Account::Fees) => self.fees += amount,
             (_, Account::Fees, _) => self.fees -= amount,
             _ => {}

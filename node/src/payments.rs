@@ -11,13 +11,14 @@ mod events;
 mod lost;
 mod messages;
 mod output;
+mod rollover;
 mod views;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction};
+use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::PayFailure;
@@ -39,6 +40,8 @@ use tracing::{debug, warn};
 use self::account::Account;
 pub(crate) use self::closing::{Share, Step};
 pub(crate) use self::output::{ChainFact, Output};
+use self::rollover::Rolling;
+pub(crate) use self::rollover::{RolloverError, RolloverFailure, Wish};
 pub(crate) use self::views::{ChannelStage, ChannelView};
 
 /// Why a channel is not opened, closed or refunded. Nothing was changed.
@@ -59,6 +62,9 @@ pub(crate) enum PaymentsError {
     /// The payee's machine refused.
     #[error(transparent)]
     Payee(#[from] payee::Error),
+    /// The channel is not carried over.
+    #[error(transparent)]
+    Rollover(#[from] RolloverError),
     /// These channels do not go into one batch.
     #[error(transparent)]
     Batch(#[from] BatchError),
@@ -104,7 +110,15 @@ struct Channel<M> {
     /// Seller: the wallet's script that it is paid out to.
     payout: Option<ScriptBuf>,
     /// Seller: the height at which the buyer was last asked to close together because of the expiry.
+    /// Buyer: at which this node last tried to carry the channel over by itself.
     asked_at: Option<BlockHeight>,
+    /// Seller: the index of its key.
+    key_index: Option<u32>,
+    /// Seller: how many channels to follow were proposed since that height.
+    renewals: u32,
+    renewed_at: Option<BlockHeight>,
+    /// Seller: when a channel that is to follow another is given up, if nothing came of it.
+    give_up_at: Option<Instant>,
 }
 
 impl<M> Channel<M> {
@@ -117,6 +131,10 @@ impl<M> Channel<M> {
             ending: None,
             payout: None,
             asked_at: None,
+            key_index: None,
+            renewals: 0,
+            renewed_at: None,
+            give_up_at: None,
         }
     }
 }
@@ -143,6 +161,8 @@ pub(crate) struct Payments {
     opened: BTreeMap<ProposalId, UnixTime>,
     /// Channels that should be closed and are not, since that is not worth its fee.
     waiting: BTreeMap<ProposalId, Waiting>,
+    /// Buyer: channels that are being carried over. Nothing is paid on them meanwhile.
+    rollovers: BTreeMap<ProposalId, Rolling>,
     outputs: VecDeque<Output>,
 }
 
@@ -172,6 +192,7 @@ impl Payments {
             next_payee_key: 0,
             opened: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            rollovers: BTreeMap::new(),
             outputs: VecDeque::new(),
         }
     }
@@ -202,20 +223,18 @@ impl Payments {
                 self.next_payer_key = self.next_payer_key.max(next_index);
                 self.index(machine.channel(), proposal);
                 let promised = machine.promised();
-                self.payers.insert(
-                    proposal,
-                    Channel {
-                        machine,
-                        peer: seller,
-                        funding,
-                        fees,
-                        ending: None,
-                        payout: None,
-                        asked_at: None,
-                    },
-                );
-                use_channel(&mut self.bought, seller, proposal, promised);
-                self.drain_payer(proposal);
+                let follows = machine.carried_from().is_some() && funding.is_none();
+                let mut channel = Channel::new(machine, seller);
+                (channel.funding, channel.fees) = (funding, fees);
+                self.payers.insert(proposal, channel);
+                match follows {
+                    true => count_channel(&mut self.bought, seller, proposal, promised),
+                    false => use_channel(&mut self.bought, seller, proposal, promised),
+                }
+                self.drain_payer(proposal, now);
+                if follows {
+                    self.resume_next(proposal, now);
+                }
             }
             Fact::Agreed {
                 open, key_index, ..
@@ -228,6 +247,7 @@ impl Payments {
                 let machine = Payee::restore(records, key, self.policy.payee.clone())
                     .map_err(|error| error.to_string())?;
                 self.next_payee_key = self.next_payee_key.max(index.saturating_add(1));
+                let follows = machine.carried_from().is_some() && funding.is_none();
                 self.index(Some(machine.channel()), proposal);
                 // What is settled counts; what is not counts again once the chain shows its funding.
                 let counts = match machine.stage() {
@@ -241,10 +261,16 @@ impl Payments {
                     | payee::Stage::Abandoned => machine.credited(),
                 };
                 let mut channel = Channel::new(machine, buyer);
-                channel.funding = funding;
+                (channel.funding, channel.key_index) = (funding, Some(index));
                 self.payees.insert(proposal, channel);
-                use_channel(&mut self.sold, buyer, proposal, counts);
+                match follows {
+                    true => count_channel(&mut self.sold, buyer, proposal, counts),
+                    false => use_channel(&mut self.sold, buyer, proposal, counts),
+                }
                 self.drain_payee(proposal, now);
+                if follows {
+                    self.resume_next(proposal, now);
+                }
             }
             other => return Err(format!("the records of a channel begin with {other:?}")),
         }
@@ -371,6 +397,32 @@ impl Payments {
         nonce: [u8; 16],
         now: Instant,
     ) -> Result<ProposalId, PaymentsError> {
+        let proposed = self.propose(
+            seller,
+            capacity,
+            max_min_first,
+            change_script,
+            nonce,
+            None,
+            now,
+        );
+        let id = proposed?;
+        use_channel(&mut self.bought, seller, id, Amount::ZERO);
+        Ok(id)
+    }
+
+    /// Proposes a channel, to be funded from coins or from the channel `from`.
+    #[expect(clippy::too_many_arguments, reason = "what a proposal is made of")]
+    fn propose(
+        &mut self,
+        seller: NodeId,
+        capacity: Amount,
+        max_min_first: Amount,
+        change_script: ScriptBuf,
+        nonce: [u8; 16],
+        from: Option<ProposalId>,
+        now: Instant,
+    ) -> Result<ProposalId, PaymentsError> {
         let tip = self.tip.ok_or(PaymentsError::NoTip)?;
         let expiry = tip
             .checked_add(self.policy.expiry_blocks)
@@ -390,14 +442,14 @@ impl Payments {
             change_script,
             max_min_first,
             key_index,
+            from,
         };
         let mut machine = Payer::propose(proposal, key, self.policy.payer, now);
         let id = machine.proposal();
         // A machine that has just been made takes the tip without complaint.
         let _ = machine.handle(payer::Input::TipChanged(tip), now);
         self.payers.insert(id, Channel::new(machine, seller));
-        use_channel(&mut self.bought, seller, id, Amount::ZERO);
-        self.drain_payer(id);
+        self.drain_payer(id, now);
         Ok(id)
     }
 
@@ -525,7 +577,8 @@ impl Payments {
         }
     }
 
-    /// Seller: where a close together pays out to, and at which fee rate. `seed` as before.
+    /// Seller: where a close together pays out to, and at which fee rate; and the output of the next
+    /// channel, if it carries over. `seed` as before.
     ///
     /// # Errors
     ///
@@ -536,12 +589,21 @@ impl Payments {
         payout: ScriptBuf,
         feerate: FeeRate,
         seed: [u8; 32],
+        next: Option<TxOut>,
         now: Instant,
     ) -> Result<(), PaymentsError> {
-        let input = payee::Input::SplitChosen {
-            payout,
-            feerate,
-            seed,
+        let input = match next {
+            None => payee::Input::SplitChosen {
+                payout,
+                feerate,
+                seed,
+            },
+            Some(next) => payee::Input::RolloverChosen {
+                payout,
+                feerate,
+                seed,
+                next,
+            },
         };
         self.tell_payee(channel, input, now)
     }
@@ -565,6 +627,7 @@ impl Payments {
         for channel in self.payers_of(peer) {
             let _ = self.tell_payer(channel, payer::Input::Unreachable, now);
         }
+        self.rollovers_unreachable(peer, now);
         let payees = self.payees.iter().filter(|(_, c)| c.peer == peer);
         for channel in payees.map(|(id, _)| *id).collect::<Vec<_>>() {
             let _ = self.tell_payee(channel, payee::Input::Unreachable, now);
@@ -612,6 +675,9 @@ impl Payments {
 
     /// Feeds a fact of the chain to the machine it concerns.
     pub(crate) fn on_chain(&mut self, channel: ProposalId, fact: ChainFact, now: Instant) {
+        if let ChainFact::Spent(tx, _) = &fact {
+            self.carry_into_next(channel, tx, now);
+        }
         let told = if self.payers.contains_key(&channel) {
             fact.for_payer()
                 .map(|input| self.tell_payer(channel, input, now))
@@ -620,7 +686,15 @@ impl Payments {
                 ChainFact::Spent(..) => self.outputs_paid_on(),
                 _ => Outputs::new(),
             };
-            Some(self.tell_payee(channel, fact.for_payee(&outputs), now))
+            let input = match fact {
+                ChainFact::Seen(sighting)
+                    if sighting.has_confirmed_inputs && self.is_own_rollover(channel) =>
+                {
+                    payee::Input::RolloverSeen
+                }
+                fact => fact.for_payee(&outputs),
+            };
+            Some(self.tell_payee(channel, input, now))
         };
         if let Some(Err(error)) = told {
             debug!(%error, "a fact of the chain changed nothing");
@@ -642,17 +716,19 @@ impl Payments {
             .payees
             .values()
             .filter_map(|channel| channel.machine.poll_timeout());
-        payers.chain(payees).min()
+        let rollovers = self.rollover_deadline();
+        payers.chain(payees).chain(rollovers).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.rollovers_timed_out(now);
         for channel in self.payers.keys().copied().collect::<Vec<_>>() {
             if let Some(payer) = self.payers.get_mut(&channel)
                 && payer.machine.poll_timeout().is_some_and(|at| at <= now)
             {
                 payer.machine.handle_timeout(now);
                 let seller = payer.peer;
-                self.drain_payer(channel);
+                self.drain_payer(channel, now);
                 // A close that came to nothing lets payments go on.
                 self.try_pay(seller, now);
             }
@@ -686,6 +762,10 @@ impl Payments {
             self.answer(seller, fail(PayFailure::ChannelLost));
             return;
         };
+        if self.is_rolling(channel) {
+            // It is paid on the next channel, or on this one if that comes to nothing.
+            return;
+        }
         let Some(payer) = self.payers.get_mut(&channel) else {
             self.answer(seller, fail(PayFailure::ChannelLost));
             return;
@@ -697,7 +777,7 @@ impl Payments {
             },
             now,
         );
-        self.drain_payer(channel);
+        self.drain_payer(channel, now);
         match paid {
             // The machine's `Paid` event, drained just above, has answered.
             Ok(()) => {}
@@ -732,7 +812,7 @@ impl Payments {
         let paid = payer
             .machine
             .handle(payer::Input::Pay { total: limit }, now);
-        self.drain_payer(channel);
+        self.drain_payer(channel, now);
         let Some(pair) = self.bought.get(&seller) else {
             return;
         };
@@ -806,6 +886,17 @@ fn use_channel(
 ) {
     let pair = pairs.entry(peer).or_default();
     pair.channel = Some(channel);
+    pair.account.on_channel_total(channel, total.to_sat());
+}
+
+/// Counts what was paid on a channel that is not in use yet.
+fn count_channel(
+    pairs: &mut BTreeMap<NodeId, Pair>,
+    peer: NodeId,
+    channel: ProposalId,
+    total: Amount,
+) {
+    let pair = pairs.entry(peer).or_default();
     pair.account.on_channel_total(channel, total.to_sat());
 }
 

@@ -109,6 +109,7 @@ fn payee(now: Instant) -> Payee {
         min_first: Amount::ZERO,
         tip: TIP,
         key_index: 0,
+        from: None,
     };
     let policy = PayeePolicy::default();
     let mut payee = Payee::accept(open(), &acceptance, keypair(2), policy).unwrap();

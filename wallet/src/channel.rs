@@ -16,7 +16,9 @@
 //! |---|---|
 //! | [`message`] | what the two sides say, byte for byte, with caps |
 //! | [`params`] | policies of both roles and what both agreed ([`params::Contract`]) |
+//! | [`refusal`] | why one side says no to the other |
 //! | [`script`], [`tx`] | the output, its leaves, the commitment and the refund, their sizes |
+//! | [`tranche`], [`settlement`] | a funded output, and how it ended |
 //! | [`batch`] | one transaction with which the payee closes many channels |
 //! | [`split`], [`musig`] | closing together: who gets what, and one signature by two |
 //! | [`voucher`] | digest, signature, verification; which totals are legal |
@@ -26,6 +28,7 @@
 //! | [`record`] | durable facts, from which a machine is rebuilt |
 //! | [`payer`], [`payee`] | the two machines |
 
+mod aggregate;
 pub mod batch;
 pub mod closing;
 pub mod deadline;
@@ -36,8 +39,11 @@ pub mod params;
 pub mod payee;
 pub mod payer;
 pub mod record;
+pub mod refusal;
 pub mod script;
+pub mod settlement;
 pub mod split;
+pub mod tranche;
 pub mod tx;
 pub mod voucher;
 

@@ -13,10 +13,15 @@
 //! | settled together, nothing paid | locked → coins, locked → fees | |
 //! | settled by a refund | unclaimed → locked → coins, locked → fees | claims → lost |
 //! | abandoned | all the way back | claims → lost |
+//!
+//! A rollover ends one channel and funds the next, but the end is only written down when it is buried. So
+//! that nothing is counted twice meanwhile, funding the next one takes what it holds out of the other's
+//! `locked` at once (locked → coins → locked), and what its end brings is less by that. If something
+//! else ends it after all, it gets that back.
 
 use std::collections::BTreeMap;
 
-use bitcoin::{Amount, SignedAmount};
+use bitcoin::{Amount, SignedAmount, Txid};
 use thiserror::Error;
 
 use crate::channel::ProposalId;
@@ -77,6 +82,10 @@ pub struct Statement {
     /// The running total promised or held.
     total: Amount,
     settlement: Option<Settlement>,
+    /// Payer: the channel that a rollover is to fund this one from.
+    from: Option<ProposalId>,
+    /// Payer: the rollover that has taken something out of this channel, and how much.
+    carried: Option<(Txid, Amount)>,
     balances: [SignedAmount; ACCOUNTS],
 }
 
@@ -209,16 +218,16 @@ impl Ledger {
     pub fn post(&mut self, record: &Record) -> Result<Vec<Entry>, LedgerError> {
         let channel = record.proposal;
         let begun = match &record.fact {
-            Fact::Proposed { open, .. } => Some((Role::Payer, open.capacity)),
-            Fact::Agreed { open, .. } => Some((Role::Payee, open.capacity)),
+            Fact::Proposed { open, from, .. } => Some((Role::Payer, open.capacity, *from)),
+            Fact::Agreed { open, .. } => Some((Role::Payee, open.capacity, None)),
             _ => None,
         };
-        if let Some((role, capacity)) = begun {
+        if let Some((role, capacity, from)) = begun {
             if self.channels.contains_key(&channel) {
                 return Err(LedgerError::Order { channel });
             }
             self.channels
-                .insert(channel, Statement::new(role, capacity));
+                .insert(channel, Statement::new(role, capacity, from));
             return Ok(Vec::new());
         }
         let statement = self
@@ -232,22 +241,24 @@ impl Ledger {
         let moves = next
             .apply(&record.fact)
             .ok_or(LedgerError::Order { channel })?;
-        let entries: Vec<Entry> = moves
-            .into_iter()
-            .filter(|(_, _, amount)| *amount > Amount::ZERO)
-            .map(|(from, to, amount)| Entry {
-                channel,
-                from,
-                to,
-                amount,
-            })
-            .collect();
-        for entry in &entries {
-            next.move_money(entry)?;
+        let mut entries = next.post(channel, moves)?;
+        if let Some((from, mut before)) = self.carried_from(&next) {
+            let moves = before.carry(&record.fact, next.capacity);
+            let carried = before.post(from, moves.into_iter().collect())?;
+            self.channels.insert(from, before);
+            // What leaves the one comes before it is in the other.
+            entries.splice(0..0, carried);
         }
-        next.check(channel)?;
         self.channels.insert(channel, next);
         Ok(entries)
+    }
+
+    /// The channel that a rollover funds `statement` from, while it has not ended.
+    fn carried_from(&self, statement: &Statement) -> Option<(ProposalId, Statement)> {
+        let from = statement.from?;
+        let before = self.channels.get(&from)?;
+        let is_running = before.role == Role::Payer && before.is_funded && !before.is_ended;
+        is_running.then(|| (from, before.clone()))
     }
 
     /// The books of one channel.
@@ -264,7 +275,7 @@ impl Ledger {
 }
 
 impl Statement {
-    const fn new(role: Role, capacity: Amount) -> Self {
+    const fn new(role: Role, capacity: Amount, from: Option<ProposalId>) -> Self {
         Self {
             role,
             capacity,
@@ -273,6 +284,8 @@ impl Statement {
             is_ended: false,
             total: Amount::ZERO,
             settlement: None,
+            from,
+            carried: None,
             balances: [SignedAmount::ZERO; ACCOUNTS],
         }
     }
@@ -313,10 +326,21 @@ impl Statement {
                     Some(rest) => (Unclaimed, Locked, rest),
                     None => (Locked, Unclaimed, taken.checked_sub(signed)?),
                 };
-                let returned = (Locked, Coins, settlement.returned);
+                let (back, rest) = match self.carried.take() {
+                    Some((txid, carried)) if txid == settlement.txid => {
+                        (Amount::ZERO, settlement.returned.checked_sub(carried)?)
+                    }
+                    Some((_, carried)) => (carried, settlement.returned),
+                    None => (Amount::ZERO, settlement.returned),
+                };
                 let fee = settlement.payer_fee();
                 self.end(Some(*settlement));
-                vec![unclaimed, returned, (Locked, Fees, fee)]
+                vec![
+                    (Coins, Locked, back),
+                    unclaimed,
+                    (Locked, Coins, rest),
+                    (Locked, Fees, fee),
+                ]
             }
             (Role::Payee, Fact::Settled(settlement)) => {
                 let (received, fee) = (settlement.received, settlement.payee_fee());
@@ -352,6 +376,51 @@ impl Statement {
             }
         };
         Some(moves)
+    }
+
+    /// What it moves here that the channel after this one was funded by a rollover, or came to nothing.
+    fn carry(&mut self, fact: &Fact, capacity: Amount) -> Option<(Account, Account, Amount)> {
+        match fact {
+            Fact::Funded { tx, .. } => {
+                self.carried = Some((tx.compute_txid(), capacity));
+                Some((Account::Locked, Account::Coins, capacity))
+            }
+            Fact::Abandoned => {
+                let (_, carried) = self.carried.take()?;
+                Some((Account::Coins, Account::Locked, carried))
+            }
+            Fact::Proposed { .. }
+            | Fact::Accepted { .. }
+            | Fact::Agreed { .. }
+            | Fact::Promised { .. }
+            | Fact::Held { .. }
+            | Fact::Splitting { .. }
+            | Fact::Closing { .. }
+            | Fact::Refunding { .. }
+            | Fact::Settled(_) => None,
+        }
+    }
+
+    /// Makes `moves`, and returns them as entries.
+    fn post(
+        &mut self,
+        channel: ProposalId,
+        moves: Vec<(Account, Account, Amount)>,
+    ) -> Result<Vec<Entry>, LedgerError> {
+        let moves = moves.into_iter().filter(|it| it.2 > Amount::ZERO);
+        let entries: Vec<Entry> = moves
+            .map(|(from, to, amount)| Entry {
+                channel,
+                from,
+                to,
+                amount,
+            })
+            .collect();
+        for entry in &entries {
+            self.move_money(entry)?;
+        }
+        self.check(channel)?;
+        Ok(entries)
     }
 
     /// Raises the running total and returns by how much.
@@ -435,6 +504,7 @@ impl Statement {
                 let back = match (self.is_ended, &self.settlement) {
                     (true, Some(settlement)) => settlement.returned,
                     (true, None) if self.is_funded => self.capacity,
+                    (false, _) => self.carried.map_or(Amount::ZERO, |(_, carried)| carried),
                     _ => Amount::ZERO,
                 };
                 let ours = |amount| if is_refund { amount } else { Amount::ZERO };

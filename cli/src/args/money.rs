@@ -197,6 +197,24 @@ A seller need not close anything. Before a channel expires its buyer is asked to
 that comes to nothing it is closed in a batch with others of the same block, and more is bid until
 a block takes it up.")]
     Close(ChannelCloseArgs),
+    /// Carry a channel that you pay from over into a new one
+    #[command(after_help = "Examples:
+  bitmesh channels rollover 90bc --dry-run
+  bitmesh channels rollover 90bc
+  bitmesh channels rollover 12D3KooWQ3 --capacity 50000sat
+
+One transaction pays the seller what you promised and funds the next channel with what is left. It
+takes 154 vB, less than half of what closing and opening take, and the seller pays the fee, out of
+what it gets. With --capacity the next channel holds less, and the rest comes back to your wallet.
+It cannot hold more: that would take coins of yours.
+
+While it is signed, for a second or so, nothing is paid; leases go on with the next channel. The
+seller must be connected. If it does not answer within 15 s nothing is lost, and the channel is
+used as before.
+
+You need not do this. From three days before a channel expires this node does it by itself, every
+hour until it works, as long as a lease with the seller is open or one began within a week.")]
+    Rollover(ChannelRolloverArgs),
     /// Take back what a channel holds, once it has expired
     #[command(after_help = "Examples:
   bitmesh channels refund 90bc --dry-run
@@ -224,6 +242,23 @@ pub struct ChannelCloseArgs {
     #[arg(long, conflicts_with = "all")]
     pub force: bool,
     /// Show what would come of it; broadcast nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Arguments of `channels rollover`.
+#[derive(Debug, Args)]
+pub struct ChannelRolloverArgs {
+    /// Channel id, or peer id of the seller; or a beginning of either that fits no other
+    #[arg(value_name = "CHANNEL|PEER")]
+    pub channel: String,
+    /// What the new channel is to hold [default: everything that was not paid]
+    #[arg(long, value_name = "AMOUNT")]
+    pub capacity: Option<WholeSat>,
+    /// Fee rate in sat/vB that the seller's is held against [default: the present estimate]
+    #[arg(long, value_name = "RATE")]
+    pub feerate: Option<Feerate>,
+    /// Show what would come of it; ask nobody
     #[arg(long)]
     pub dry_run: bool,
 }

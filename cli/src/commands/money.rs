@@ -3,14 +3,14 @@
 use bitmesh_node::control::ErrorCode;
 use bitmesh_node::control::api::{
     CloseAllChannels, CloseChannel, GetBalance, GetEarnings, ListChannels, ListTransactions,
-    ReceiveCoins, RefundChannel, RevealWords, SendCoins, ShowChannel, Words,
+    ReceiveCoins, RefundChannel, RevealWords, RolloverChannel, SendCoins, ShowChannel, Words,
 };
 use bitmesh_node::words::{self, Passphrase};
 
 use crate::{
     args::{
-        ChannelCloseArgs, ChannelRefundArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate,
-        SendArgs, Span, UnlockArgs, WalletCommand, WholeSat,
+        ChannelCloseArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelsArgs, ChannelsCommand,
+        EarningsArgs, Feerate, SendArgs, Span, UnlockArgs, WalletCommand, WholeSat,
     },
     context::{Context, now},
     failure::Failure,
@@ -111,6 +111,7 @@ pub(super) fn channels(context: &Context, args: ChannelsArgs) -> Result<(), Fail
             return Ok(context.out.reply(&channel, render::channel)?);
         }
         Some(ChannelsCommand::Close(close)) => return close_channel(context, close),
+        Some(ChannelsCommand::Rollover(rollover)) => return roll_over(context, rollover),
         Some(ChannelsCommand::Refund(refund)) => return refund_channel(context, refund),
     };
     let channels = context.call(&ListChannels { all }, ASKING)?;
@@ -149,6 +150,31 @@ fn refund_channel(context: &Context, args: ChannelRefundArgs) -> Result<(), Fail
     // It is what the node does by itself as soon as it can: nothing to be asked about.
     let refunded = context.call(&wanted, "taking back")?;
     Ok(context.out.reply(&refunded, render::channel_closed)?)
+}
+
+fn roll_over(context: &Context, args: ChannelRolloverArgs) -> Result<(), Failure> {
+    let wanted = RolloverChannel {
+        channel: args.channel,
+        capacity_sat: args.capacity.map(|WholeSat(sat)| sat),
+        feerate_sat_per_kvb: args.feerate.map(feerate),
+        dry_run: true,
+    };
+    let plan = context.call(&wanted, ASKING)?;
+    if args.dry_run {
+        return Ok(context.out.reply(&plan, render::channel_rolled_over)?);
+    }
+    if context.consent != Consent::Given {
+        context.out.show(&plan, render::channel_rolled_over);
+    }
+    context.consent.ask("carry it over?")?;
+    // The channel that was shown, should another come into use meanwhile.
+    let wanted = RolloverChannel {
+        channel: plan.channel,
+        dry_run: false,
+        ..wanted
+    };
+    let rolled = context.call(&wanted, "carrying over")?;
+    Ok(context.out.reply(&rolled, render::channel_rolled_over)?)
 }
 
 fn close_channel(context: &Context, args: ChannelCloseArgs) -> Result<(), Failure> {

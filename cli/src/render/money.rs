@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use bitmesh_node::control::api::{
-    Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelStep, Channels,
-    ChannelsClosed, Earnings, LedgerEntry, Sent, StepKind, Timestamp, Totals, Transactions, Words,
+    Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelRolledOver, ChannelStep,
+    Channels, ChannelsClosed, Earnings, LedgerEntry, Sent, StepKind, Timestamp, Totals,
+    Transactions, Words,
 };
 
 use super::{
@@ -197,6 +198,7 @@ fn next_step(channel: &Channel) -> Option<&ChannelStep> {
 fn step_text(step: &ChannelStep) -> String {
     let what = match step.what {
         StepKind::Stops => "stops",
+        StepKind::CarriesOver => "carries over",
         StepKind::Asks => "asks to close together",
         StepKind::Closes => "closes",
         StepKind::BidsMore => "bids more",
@@ -255,6 +257,12 @@ pub fn channel(channel: &Channel, style: Style) -> String {
     }
     if let Some(note) = refund_note(channel) {
         lines.row("refund", note);
+    }
+    if let Some(from) = &channel.carried_from {
+        lines.row("carried from", from);
+    }
+    if let Some(into) = &channel.carried_into {
+        lines.row("carried into", into);
     }
     if let Some(txid) = &channel.closing_txid {
         lines.row("closed by", txid);
@@ -346,6 +354,32 @@ pub fn channel_closed(closed: &ChannelClosed, style: Style) -> String {
         None => lines.row("", "nothing was broadcast yet"),
     }
     if closed.txid.is_some() && !closed.broadcast {
+        lines.row("", NOT_HANDED_OVER);
+    }
+    lines.text(style)
+}
+
+/// What carrying a channel over brings.
+pub fn channel_rolled_over(rolled: &ChannelRolledOver, style: Style) -> String {
+    let mut lines = Lines::new();
+    lines.row("channel", &rolled.channel);
+    if let Some(next) = &rolled.next {
+        lines.row("carried into", next);
+    }
+    let settled = sat(rolled.settled_sat);
+    lines.row("seller gets", format!("{settled}, and pays the fee of it"));
+    lines.row("goes on", sat(rolled.capacity_sat));
+    if rolled.change_sat > 0 {
+        lines.row("comes back", sat(rolled.change_sat));
+    }
+    if let Some(height) = rolled.expiry_height {
+        lines.row("expires", format!("at block {height}"));
+    }
+    match &rolled.txid {
+        Some(txid) => lines.row("txid", txid),
+        None => lines.row("", "nothing was broadcast yet"),
+    }
+    if rolled.txid.is_some() && !rolled.broadcast {
         lines.row("", NOT_HANDED_OVER);
     }
     lines.text(style)

@@ -6,13 +6,13 @@ use bitmesh_node::control::{
     ApiError, CALL_QUEUE, Call, Command, EVENT_BACKLOG, ErrorCode, Event, Reply,
     api::{
         AccountBalance, Address, Audit, Balance, BatchClose, Chain, Channel, ChannelClosed,
-        ChannelEnd, ChannelRole, ChannelState, ChannelStep, Channels, ChannelsClosed, ClosedShare,
-        ConfigChange, ConfigValue, ConfigValues, Considered, Cost, Disagreement, Earnings,
-        EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts, LeaseState, Leases,
-        LedgerEntry, LeftOpen, Mode, Offer, Offers, Outcome, Peer, PeerAdded, PeerDirection, Peers,
-        PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role, SellLimits, SellPhase,
-        Selling, Sent, Status, StepKind, Stopping, Timestamp, Totals, Transaction, TransactionKind,
-        Transactions, Usage, UsageLine, Words,
+        ChannelEnd, ChannelRole, ChannelRolledOver, ChannelState, ChannelStep, Channels,
+        ChannelsClosed, ClosedShare, ConfigChange, ConfigValue, ConfigValues, Considered, Cost,
+        Disagreement, Earnings, EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts,
+        LeaseState, Leases, LedgerEntry, LeftOpen, Mode, Offer, Offers, Outcome, Peer, PeerAdded,
+        PeerDirection, Peers, PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role,
+        SellLimits, SellPhase, Selling, Sent, Status, StepKind, Stopping, Timestamp, Totals,
+        Transaction, TransactionKind, Transactions, Usage, UsageLine, Words,
     },
     server::{Socket, serve},
 };
@@ -382,6 +382,8 @@ pub(crate) fn channel() -> Channel {
             due: false,
             txid: None,
         }),
+        carried_from: None,
+        carried_into: None,
         closing_txid: None,
         fees_sat: 154,
         opened_at: at(3_600),
@@ -712,6 +714,19 @@ pub(crate) fn channel_closed(txid: Option<&str>) -> ChannelClosed {
     }
 }
 
+pub(crate) fn channel_rolled_over(txid: Option<&str>) -> ChannelRolledOver {
+    ChannelRolledOver {
+        channel: CHANNEL.into(),
+        next: txid.map(|_| "d00f".repeat(16)),
+        txid: txid.map(str::to_owned),
+        settled_sat: 8_730,
+        capacity_sat: 10_000,
+        change_sat: 1_270,
+        expiry_height: txid.map(|_| 888_443),
+        broadcast: txid.is_some(),
+    }
+}
+
 /// What a healthy daemon answers.
 pub(crate) fn answer(command: Command) -> Result<Reply, ApiError> {
     Ok(match command {
@@ -771,6 +786,9 @@ pub(crate) fn answer(command: Command) -> Result<Reply, ApiError> {
         Command::ListChannels(_) => channels().into(),
         Command::CloseChannel(close) => channel_closed((!close.dry_run).then_some(TXID)).into(),
         Command::ShowChannel(_) => channel().into(),
+        Command::RolloverChannel(rollover) => {
+            channel_rolled_over((!rollover.dry_run).then_some(TXID)).into()
+        }
         Command::RefundChannel(refund) => {
             channel_refunded((!refund.dry_run).then_some(TXID)).into()
         }

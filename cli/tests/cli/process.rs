@@ -48,7 +48,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// Every command that needs only a daemon, as it is typed.
-const COMMANDS: [&[&str]; 32] = [
+const COMMANDS: [&[&str]; 33] = [
     &["status"],
     &["id"],
     &["peers"],
@@ -87,6 +87,7 @@ const COMMANDS: [&[&str]; 32] = [
     &["channels", "show", "90bc"],
     &["channels", "close", "90bc", "--dry-run"],
     &["channels", "close", "--all", "--dry-run"],
+    &["channels", "rollover", "90bc", "--dry-run"],
     &["channels", "refund", "90bc"],
     &["earnings"],
     &["earnings", "--audit"],

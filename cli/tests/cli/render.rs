@@ -96,6 +96,7 @@ screens! {
     nothing_to_close: render::channels_closed(&ChannelsClosed::default(), PLAIN());
     no_channels: render::channels(&Channels::default(), PLAIN());
     channel_closed: render::channel_closed(&canned::channel_closed(Some(canned::TXID)), PLAIN());
+    channel_rolled_over: render::channel_rolled_over(&canned::channel_rolled_over(Some(canned::TXID)), PLAIN());
     earnings: render::earnings(&canned::earnings(), at(0), PLAIN());
     an_audit_that_found_nothing: audited(canned::audit(true));
     an_audit_that_found_something: audited(canned::audit(false));

@@ -26,11 +26,11 @@ pub use market::{
 };
 pub use money::{
     AccountBalance, Address, Audit, Balance, BatchClose, Channel, ChannelClosed, ChannelEnd,
-    ChannelRole, ChannelState, ChannelStep, Channels, ChannelsClosed, CloseAllChannels,
-    CloseChannel, ClosedShare, Disagreement, Earnings, EarningsChannel, EarningsLease, GetBalance,
-    GetEarnings, LedgerEntry, LeftOpen, ListChannels, ListTransactions, Misfit, ReceiveCoins,
-    Refund, RefundChannel, RevealWords, SendCoins, Sent, ShowChannel, StepKind, Totals,
-    Transaction, TransactionKind, Transactions, Words,
+    ChannelRole, ChannelRolledOver, ChannelState, ChannelStep, Channels, ChannelsClosed,
+    CloseAllChannels, CloseChannel, ClosedShare, Disagreement, Earnings, EarningsChannel,
+    EarningsLease, GetBalance, GetEarnings, LedgerEntry, LeftOpen, ListChannels, ListTransactions,
+    Misfit, ReceiveCoins, Refund, RefundChannel, RevealWords, RolloverChannel, SendCoins, Sent,
+    ShowChannel, StepKind, Totals, Transaction, TransactionKind, Transactions, Words,
 };
 pub use node::{
     AddPeer, Chain, ConfigChange, ConfigValue, ConfigValues, GetChain, GetConfig, GetId, GetStatus,

@@ -3,6 +3,7 @@
 mod coins;
 mod configuration;
 mod leases;
+mod rollover;
 mod sell;
 
 use std::ops::ControlFlow;
@@ -18,6 +19,7 @@ use crate::mesh;
 
 pub(super) use self::coins::{Handing, Together};
 pub(super) use self::leases::Waiting;
+pub(super) use self::rollover::Rolling;
 
 pub(super) type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 type Outcome = Result<Reply, ApiError>;
@@ -92,6 +94,10 @@ impl Driver {
                 .map(|view| self.channel_view(&view).into()),
             Command::CloseAllChannels(wanted) => {
                 self.close_all_channels(&wanted, reply);
+                return ControlFlow::Continue(());
+            }
+            Command::RolloverChannel(wanted) => {
+                self.roll_over_asked(&wanted, reply);
                 return ControlFlow::Continue(());
             }
             Command::RefundChannel(wanted) => {

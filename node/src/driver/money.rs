@@ -1,6 +1,7 @@
 //! Channels, coins and the chain: what `payments` wants done, and what the chain reports.
 
-use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction};
+use bitcoin::secp256k1::XOnlyPublicKey;
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::{CloseReason, seller};
@@ -102,7 +103,13 @@ impl Driver {
             }
             Output::CooperationDue { channel, buyer } => self.cooperation_due(channel, buyer),
             Output::CloseWanted { channel } => self.close_wanted(channel),
-            Output::SplitDue { channel } => self.split_due(channel),
+            Output::SplitDue { channel, next } => self.split_due(channel, next),
+            Output::RolloverDue { channel, seller } => self.rollover_due(channel, seller),
+            Output::RolloverAgreed { channel } => self.rollover_agreed(channel),
+            Output::RolledOver { channel, next } => self.rolled_over(channel, next),
+            Output::RolloverFailed { channel, failure } => {
+                self.rollover_failed(channel, failure);
+            }
             Output::Closing { channel } => self.together_over(channel, Ok(())),
             Output::CloseFailed { channel, failure } => {
                 self.together_over(channel, Err(failure));
@@ -330,14 +337,14 @@ impl Driver {
         }
     }
 
-    /// Seller: a close together is begun.
-    fn split_due(&mut self, channel: ProposalId) {
+    /// Seller: a close together is begun, or a rollover into the channel that has the output `next`.
+    fn split_due(&mut self, channel: ProposalId, next: Option<TxOut>) {
         let feerate = self.together_feerate(channel);
         let feerate = feerate.unwrap_or_else(|| self.payments.feerate());
         let (seed, now) = (rand::rng().random(), self.clock.now());
         let chosen = self.payout(channel).and_then(|payout| {
             self.payments
-                .split_chosen(channel, payout, feerate, seed, now)
+                .split_chosen(channel, payout, feerate, seed, next, now)
                 .map_err(|error| error.to_string())
         });
         if let Err(error) = chosen {
@@ -438,7 +445,7 @@ impl Driver {
         let now = self.clock.now();
         for found in found {
             let (outpoint, expiry) = (found.outpoint(), found.expiry);
-            match self.payments.adopt(&found, now) {
+            match self.payments.adopt(&found, None, now) {
                 Ok(channel) => warn!(
                     %channel, %outpoint, %expiry,
                     "a channel of this node was found that its journal does not know; what its \
@@ -446,6 +453,37 @@ impl Driver {
                 ),
                 Err(error) => error!(%outpoint, %error, "a found channel cannot be taken up"),
             }
+        }
+        self.drain_payments();
+    }
+
+    /// Takes up the channel that `tx` carried `channel` over into, if the journal knows nothing of it.
+    fn adopt_lost_next(
+        &mut self,
+        channel: ProposalId,
+        tx: &Transaction,
+        height: Option<u32>,
+        payee_key: XOnlyPublicKey,
+    ) {
+        let (next_index, term) = self.payments.search_space();
+        let height = height.unwrap_or_else(|| self.wallet.tip().height);
+        let found = tokio::task::block_in_place(|| {
+            self.wallet
+                .lost_next(tx, payee_key, height, next_index, term)
+        });
+        let Some(found) = found else {
+            let txid = tx.compute_txid();
+            warn!(%channel, %txid, "a channel was carried over into one that the words do not find");
+            return;
+        };
+        let now = self.clock.now();
+        match self.payments.adopt(&found, Some(channel), now) {
+            Ok(next) => warn!(
+                %next, outpoint = %found.outpoint(), expiry = %found.expiry,
+                "a channel of this node was carried over into one that its journal does not know; what \
+                 its seller does not claim is taken back after the expiry"
+            ),
+            Err(error) => error!(%channel, %error, "a found channel cannot be taken up"),
         }
         self.drain_payments();
     }
@@ -494,7 +532,18 @@ impl Driver {
                 if !matches!(fact, ChainFact::Spent(..) | ChainFact::Unspent) {
                     watched.is_weighed = false;
                 }
-                self.payments.on_chain(watched.channel, fact, now);
+                let channel = watched.channel;
+                let lost = match &fact {
+                    ChainFact::Spent(tx, height) => self
+                        .payments
+                        .lost_next_of(channel, tx)
+                        .map(|payee_key| (tx.clone(), *height, payee_key)),
+                    _ => None,
+                };
+                self.payments.on_chain(channel, fact, now);
+                if let Some((tx, height, payee_key)) = lost {
+                    self.adopt_lost_next(channel, &tx, height, payee_key);
+                }
             }
         }
     }

@@ -256,6 +256,7 @@ async fn open(
         together: Vec::new(),
         standing: Default::default(),
         held: BTreeMap::new(),
+        rolling: Vec::new(),
         broken: false,
         next_tick: now,
         config,

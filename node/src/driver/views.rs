@@ -168,6 +168,8 @@ impl Driver {
                     .filter(|_| view.stage == ChannelStage::Refunding)
                     .map(|txid| txid.to_string()),
             }),
+            carried_from: view.carried_from.clone(),
+            carried_into: view.carried_into.clone(),
             closing_txid: settled
                 .map(|settlement| settlement.txid)
                 .or(view.ending)

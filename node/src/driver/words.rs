@@ -197,11 +197,21 @@ pub(super) fn refusal_back(refused: &protocol::Refusal) -> Option<Refusal> {
 /// Something that happens to a channel, with its reason.
 pub(super) fn channel_step(role: Role, step: Step, height: u32) -> api::ChannelStep {
     let (what, why) = match (step.phase, role) {
-        (Phase::Serve | Phase::Propose | Phase::Stop, Role::Payee) => (
+        (Phase::Propose, Role::Payee) => (
+            api::StepKind::CarriesOver,
+            "a buyer that still trades with this node carries it over into a new one, which pays this \
+             node what it is owed",
+        ),
+        (Phase::Propose, Role::Payer) => (
+            api::StepKind::CarriesOver,
+            "what is left goes into a new channel with this seller, if there was a lease with it \
+             within a week; else it runs out",
+        ),
+        (Phase::Serve | Phase::Stop, Role::Payee) => (
             api::StepKind::Stops,
             "nothing more is carried on it, so that it can be closed in time",
         ),
-        (Phase::Serve | Phase::Propose | Phase::Stop, Role::Payer) => (
+        (Phase::Serve | Phase::Stop, Role::Payer) => (
             api::StepKind::Stops,
             "nothing more is paid on it; the next purchase opens another",
         ),

@@ -252,6 +252,7 @@ fn trade(role: Role) -> Side {
                     open: open(),
                     key_index: 0,
                     max_min_first: sat(PAID),
+                    from: None,
                 }),
                 (Kind::Opened as u8, opened),
                 channel(Fact::Accepted { accept: accept() }),
@@ -286,6 +287,7 @@ fn trade(role: Role) -> Side {
                     open: open(),
                     accept: accept(),
                     key_index: 0,
+                    from: None,
                 }),
                 (Kind::Opened as u8, opened),
                 channel(Fact::Funded {

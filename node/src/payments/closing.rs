@@ -245,10 +245,11 @@ impl Payments {
     }
 }
 
-/// Whether something happens to see for this side. Carrying a channel over is proposed to nobody yet.
+/// Whether something happens to see for this side.
 const fn is_shown(role: Role, phase: Phase) -> bool {
     match (role, phase) {
-        (_, Phase::Serve | Phase::Propose) => false,
+        (_, Phase::Serve) => false,
+        (_, Phase::Propose) => true,
         (_, Phase::Stop | Phase::Close | Phase::Expired) => true,
         (Role::Payee, Phase::Cooperate | Phase::Raise | Phase::Last) => true,
         (Role::Payer, Phase::Cooperate | Phase::Raise | Phase::Last) => false,

@@ -7,7 +7,7 @@ use bitmesh_market::identity::NodeId;
 use bitmesh_wallet::channel::params::Tranche;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 
-use super::{Output, Payments};
+use super::{Output, Payments, RolloverFailure};
 
 impl Payments {
     /// Tells the session what is held, whether it counts or not.
@@ -34,12 +34,12 @@ impl Payments {
         }
     }
 
-    pub(super) fn drain_payer(&mut self, proposal: ProposalId) {
+    pub(super) fn drain_payer(&mut self, proposal: ProposalId, now: Instant) {
         let Some(channel) = self.payers.get_mut(&proposal) else {
             return;
         };
         let seller = channel.peer;
-        let mut events = Vec::new();
+        let (mut events, mut endings) = (Vec::new(), Vec::new());
         while let Some(output) = channel.machine.poll_output() {
             self.outputs.push_back(match output {
                 payer::Output::Persist(record) => Output::Persist(record),
@@ -59,6 +59,7 @@ impl Payments {
                         != channel.machine.tranche().map(|t| t.outpoint().txid)
                     {
                         channel.ending = Some((*tx).clone());
+                        endings.push(tx.clone());
                     }
                     Output::Broadcast(tx)
                 }
@@ -81,12 +82,22 @@ impl Payments {
                 }
             });
         }
+        // Before the events: what ends a channel that is carried over ends no lease.
+        for ending in endings {
+            self.carry_into_next(proposal, &ending, now);
+        }
         for event in events {
-            self.payer_event(proposal, seller, event);
+            self.payer_event(proposal, seller, event, now);
         }
     }
 
-    fn payer_event(&mut self, proposal: ProposalId, seller: NodeId, event: payer::Event) {
+    fn payer_event(
+        &mut self,
+        proposal: ProposalId,
+        seller: NodeId,
+        event: payer::Event,
+        now: Instant,
+    ) {
         let is_in_use = self
             .bought
             .get(&seller)
@@ -97,7 +108,13 @@ impl Payments {
             pair.account.on_channel_total(proposal, 0);
         }
         match event {
-            payer::Event::Negotiated { channel, .. } => self.index(Some(channel), proposal),
+            payer::Event::Negotiated { channel, .. } => {
+                self.index(Some(channel), proposal);
+                self.next_agreed(proposal);
+            }
+            payer::Event::RolloverDue { .. } => return self.rollover_due(proposal),
+            // It goes on with the next channel; if it does not, that is told when it fails.
+            payer::Event::HalfSigned { .. } if self.is_rolling(proposal) => {}
             payer::Event::Paid { total } | payer::Event::CaughtUp { total } => {
                 let pair = self.bought.entry(seller).or_default();
                 pair.account.on_channel_total(proposal, total.to_sat());
@@ -120,13 +137,18 @@ impl Payments {
             payer::Event::CloseWanted => self
                 .outputs
                 .push_back(Output::CloseWanted { channel: proposal }),
-            payer::Event::CloseFailed { failure } => self.outputs.push_back(Output::CloseFailed {
-                channel: proposal,
-                failure,
-            }),
+            payer::Event::CloseFailed { failure } => {
+                self.outputs.push_back(Output::CloseFailed {
+                    channel: proposal,
+                    failure,
+                });
+                let failure = RolloverFailure::Signing(failure);
+                self.rollover_failed(proposal, failure, now);
+            }
             payer::Event::Closing { .. } => {
                 self.outputs
                     .push_back(Output::Closing { channel: proposal });
+                self.rollover_ended(proposal, now);
             }
             payer::Event::Abandoned
             | payer::Event::PaymentsStopped
@@ -151,6 +173,35 @@ impl Payments {
             | payer::Event::Ending { .. }
             | payer::Event::Settled(_) => {}
         }
+        match event {
+            payer::Event::Ending { .. } => self.rollover_ended(proposal, now),
+            payer::Event::Settled(_) => self.give_up_next_of(proposal, now),
+            payer::Event::Refused { code } => {
+                if let Some(channel) = self.rolled_by(proposal) {
+                    self.rollover_failed(channel, RolloverFailure::Refused(code), now);
+                }
+            }
+            payer::Event::Abandoned => {
+                if let Some(channel) = self.rolled_by(proposal) {
+                    self.rollover_failed(channel, RolloverFailure::Silent, now);
+                }
+                self.give_up_next_of(proposal, now);
+            }
+            payer::Event::Negotiated { .. }
+            | payer::Event::Funded { .. }
+            | payer::Event::LimitChanged { .. }
+            | payer::Event::Paid { .. }
+            | payer::Event::CaughtUp { .. }
+            | payer::Event::FundingDropped
+            | payer::Event::FundingConflicted
+            | payer::Event::RolloverDue { .. }
+            | payer::Event::PaymentsStopped
+            | payer::Event::RefundDue
+            | payer::Event::CloseWanted
+            | payer::Event::HalfSigned { .. }
+            | payer::Event::CloseFailed { .. }
+            | payer::Event::Closing { .. } => {}
+        }
         self.outputs.push_back(Output::Changed(proposal));
     }
 
@@ -160,7 +211,7 @@ impl Payments {
                 return;
             };
             let buyer = channel.peer;
-            let mut events = Vec::new();
+            let (mut events, mut endings) = (Vec::new(), Vec::new());
             while let Some(output) = channel.machine.poll_output() {
                 self.outputs.push_back(match output {
                     payee::Output::Persist(record) => Output::Persist(record),
@@ -171,6 +222,7 @@ impl Payments {
                                 == channel.machine.tranche().map(Tranche::outpoint)
                         }) {
                             channel.ending = Some((*tx).clone());
+                            endings.push(tx.clone());
                         }
                         // Channels that end in one transaction each want it broadcast.
                         let is_queued = |output: &Output| match output {
@@ -200,6 +252,9 @@ impl Payments {
                         continue;
                     }
                 });
+            }
+            for ending in endings {
+                self.carry_into_next(proposal, &ending, now);
             }
             if events.is_empty() {
                 return;
@@ -257,17 +312,21 @@ impl Payments {
                 }
             }
             payee::Event::CooperationDue { .. } => return self.cooperation_due(proposal),
-            // Closes are planned for all channels at once, after each block. Nothing carries a channel
-            // over yet: it is used until service stops.
+            // Closes are planned for all channels at once, after each block. Carrying over is the buyer's
+            // to begin.
             payee::Event::CloseDue { .. } | payee::Event::RolloverDue { .. } => return,
-            payee::Event::SplitDue => {
-                self.outputs
-                    .push_back(Output::SplitDue { channel: proposal });
-            }
-            payee::Event::CloseFailed { failure } => self.outputs.push_back(Output::CloseFailed {
+            payee::Event::SplitDue => self.outputs.push_back(Output::SplitDue {
                 channel: proposal,
-                failure,
+                next: None,
             }),
+            payee::Event::RolloverWanted { next } => self.rollover_wanted(proposal, next, now),
+            payee::Event::CloseFailed { failure } => {
+                self.outputs.push_back(Output::CloseFailed {
+                    channel: proposal,
+                    failure,
+                });
+                self.give_up_next_of(proposal, now);
+            }
             payee::Event::FundingDropped | payee::Event::FundingFound if is_in_use => {
                 let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
                 self.outputs.extend(lease.map(|lease| match event {
@@ -293,8 +352,8 @@ impl Payments {
             | payee::Event::FundingConflicted
             | payee::Event::ServiceStopped
             | payee::Event::Closing { .. }
-            | payee::Event::Ending { .. }
-            | payee::Event::Settled(_) => {}
+            | payee::Event::Ending { .. } => {}
+            payee::Event::Settled(_) => self.give_up_next_of(proposal, now),
         }
         self.outputs.push_back(Output::Changed(proposal));
     }

@@ -4,11 +4,12 @@
 use std::time::Instant;
 
 use bitcoin::hashes::Hash;
-use bitcoin::{Amount, OutPoint};
+use bitcoin::secp256k1::XOnlyPublicKey;
+use bitcoin::{Amount, OutPoint, Script, Transaction};
 use bitmesh_wallet::channel::exposure::ExposureTable;
 use bitmesh_wallet::channel::message::{Accept, Open};
 use bitmesh_wallet::channel::params::genesis;
-use bitmesh_wallet::channel::record::{Fact, Record};
+use bitmesh_wallet::channel::record::{End, Fact, Record};
 use bitmesh_wallet::channel::{ProposalId, TrancheIndex};
 use bitmesh_wallet::onchain::LostFunding;
 
@@ -27,6 +28,28 @@ impl Payments {
             .any(|channel| channel.funding == Some(*outpoint))
     }
 
+    /// Buyer: the seller's key in a channel that `tx` carried over into one that this buyer knows nothing of.
+    pub(crate) fn lost_next_of(
+        &self,
+        channel: ProposalId,
+        tx: &Transaction,
+    ) -> Option<XOnlyPublicKey> {
+        let machine = &self.payers.get(&channel)?.machine;
+        let tranche = machine.tranche()?;
+        let is_split = tranche.settlement(tx, None)?.end == End::Together;
+        let (output, next) = (tx.output.first()?, OutPoint::new(tx.compute_txid(), 0));
+        let is_carried = tx.output.len() > 1 && *output.script_pubkey != *tranche.change_script();
+        let is_known = self.has_funded(&next) || self.is_awaited(&output.script_pubkey);
+        let contract = machine.contract()?;
+        (is_split && is_carried && !is_known).then(|| contract.accept().payee_key)
+    }
+
+    /// Whether a channel that is to be funded by a rollover has this script.
+    fn is_awaited(&self, script: &Script) -> bool {
+        let mut contracts = self.payers.values().filter_map(|it| it.machine.contract());
+        contracts.any(|contract| *contract.scripts().output() == *script)
+    }
+
     /// The first index of a payer's key that is not known to be used, and the usual life of a channel:
     /// where the wallet has to look for what is lost.
     pub(crate) fn search_space(&self) -> (u32, u32) {
@@ -40,9 +63,12 @@ impl Payments {
     /// # Errors
     ///
     /// Says what does not fit. Nothing was taken up.
+    ///
+    /// `from` is the channel that it was carried over from, if it was.
     pub(crate) fn adopt(
         &mut self,
         found: &LostFunding,
+        from: Option<ProposalId>,
         now: Instant,
     ) -> Result<ProposalId, String> {
         // The same again if the same is found again.
@@ -71,6 +97,7 @@ impl Payments {
                 open,
                 key_index: found.key_index,
                 max_min_first: Amount::ZERO,
+                from,
             },
             Fact::Accepted { accept },
             Fact::Funded {

@@ -11,7 +11,8 @@ use bitmesh_wallet::channel::{ChannelId, ProposalId, payer};
 use bitmesh_wallet::keys::Role;
 use tracing::debug;
 
-use super::{Channel, Output, Payments, PaymentsError, party, use_channel};
+use super::rollover::RENEWAL_PATIENCE;
+use super::{Channel, Output, Payments, PaymentsError, count_channel, party, use_channel};
 
 /// Channels that were accepted and not funded yet, of all buyers together. Each costs the seller one
 /// key and one record, and the buyer nothing; an honest buyer funds within seconds.
@@ -36,7 +37,8 @@ impl Payments {
         now: Instant,
     ) -> Result<(), PaymentsError> {
         match message {
-            Message::Open(open) => self.proposed(from, open, now),
+            Message::Open(open) => self.proposed(from, open, None, now),
+            Message::Renew(renew) => self.proposed(from, renew.open, Some(renew.from), now),
             Message::Accept(ref accept) => {
                 let proposal = accept.proposal;
                 self.tell_payer_of(from, proposal, message, now)
@@ -81,8 +83,14 @@ impl Payments {
         }
     }
 
-    /// Seller: a buyer proposes a channel.
-    fn proposed(&mut self, buyer: NodeId, open: Open, now: Instant) -> Result<(), PaymentsError> {
+    /// Seller: a buyer proposes a channel, to follow the channel `before` if that is given.
+    fn proposed(
+        &mut self,
+        buyer: NodeId,
+        open: Open,
+        before: Option<ProposalId>,
+        now: Instant,
+    ) -> Result<(), PaymentsError> {
         let proposal = open.proposal();
         if let Some(known) = self.payees.get(&proposal) {
             // Said twice because the answer was lost: say the answer again.
@@ -96,8 +104,13 @@ impl Payments {
             return Ok(());
         }
         let tip = self.tip.ok_or(PaymentsError::NoTip)?;
-        if !self.may_propose(buyer) {
-            self.refuse_proposal(buyer, proposal, RefusalCode::Busy);
+        let allowed = match before {
+            Some(before) => self.may_renew(buyer, before),
+            None if self.may_propose(buyer) => Ok(()),
+            None => Err(RefusalCode::Busy),
+        };
+        if let Err(code) = allowed {
+            self.refuse_proposal(buyer, proposal, code);
             return Ok(());
         }
         self.make_room_for(buyer, now);
@@ -105,7 +118,9 @@ impl Payments {
             .payees
             .values()
             .filter(|c| c.machine.stage() == payee::Stage::Accepted);
-        let key_index = self.next_payee_key;
+        // A channel that follows another has its key: the words of its buyer know no other.
+        let shared = before.and_then(|before| self.key_of(before));
+        let key_index = shared.unwrap_or(self.next_payee_key);
         let (parties, min_first) = (
             Parties {
                 payer: party(buyer),
@@ -113,10 +128,11 @@ impl Payments {
             },
             Amount::from_sat(self.first_payment().sat_ceil()),
         );
-        let checked = self
-            .policy
-            .payee
-            .check(&open, self.network, parties, min_first, tip);
+        let policy = match before {
+            Some(_) => self.policy.payee.for_next(),
+            None => self.policy.payee.clone(),
+        };
+        let checked = policy.check(&open, self.network, parties, min_first, tip);
         let code = match checked {
             Ok(()) if unfunded.count() >= MAX_UNFUNDED => Some(RefusalCode::Busy),
             Ok(()) => None,
@@ -130,7 +146,9 @@ impl Payments {
             return Ok(());
         }
         let key = self.key(Role::Payee, key_index)?;
-        self.next_payee_key = key_index.checked_add(1).ok_or(PaymentsError::NoKey)?;
+        if shared.is_none() {
+            self.next_payee_key = key_index.checked_add(1).ok_or(PaymentsError::NoKey)?;
+        }
         let network = self.network;
         let acceptance = Acceptance {
             network,
@@ -138,8 +156,9 @@ impl Payments {
             min_first,
             tip,
             key_index,
+            from: before,
         };
-        let accepted = Payee::accept(open, &acceptance, key, self.policy.payee.clone());
+        let accepted = Payee::accept(open, &acceptance, key, policy);
         let machine = match accepted {
             Ok(machine) => machine,
             Err(error) => {
@@ -148,8 +167,14 @@ impl Payments {
             }
         };
         self.index(Some(machine.channel()), proposal);
-        self.payees.insert(proposal, Channel::new(machine, buyer));
-        use_channel(&mut self.sold, buyer, proposal, Amount::ZERO);
+        let mut channel = Channel::new(machine, buyer);
+        channel.key_index = Some(key_index);
+        channel.give_up_at = before.and_then(|_| now.checked_add(RENEWAL_PATIENCE));
+        self.payees.insert(proposal, channel);
+        match before {
+            Some(_) => count_channel(&mut self.sold, buyer, proposal, Amount::ZERO),
+            None => use_channel(&mut self.sold, buyer, proposal, Amount::ZERO),
+        }
         self.drain_payee(proposal, now);
         Ok(())
     }
@@ -185,6 +210,7 @@ impl Payments {
             .payees
             .iter()
             .filter(|(_, c)| c.machine.stage() == payee::Stage::Accepted)
+            .filter(|(proposal, _)| !self.is_being_funded(**proposal))
             .map(|(proposal, c)| (*proposal, c.peer))
             .collect();
         let is_full = unfunded.len() >= MAX_UNFUNDED;
@@ -228,7 +254,7 @@ impl Payments {
             .ok_or(PaymentsError::Unknown)?;
         let seller = channel.peer;
         let told = channel.machine.handle(input, now);
-        self.drain_payer(proposal);
+        self.drain_payer(proposal, now);
         self.try_pay(seller, now);
         Ok(told?)
     }

@@ -1,6 +1,6 @@
 //! What comes out of the payments room, and what the chain tells it.
 
-use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxOut};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::PayFailure;
@@ -14,6 +14,7 @@ use bitmesh_wallet::channel::{ProposalId, payee, payer};
 
 #[cfg(doc)]
 use super::Payments;
+use super::RolloverFailure;
 
 /// What to do. Performed in order, each before the next.
 #[derive(Debug)]
@@ -81,6 +82,36 @@ pub(crate) enum Output {
     SplitDue {
         /// Which channel.
         channel: ProposalId,
+        /// The output of the next channel, if it is carried over.
+        next: Option<TxOut>,
+    },
+    /// Buyer: the expiry comes near, and the channel in use should be carried over if the two go on
+    /// trading: answer with [`Payments::rollover_tried`] and [`Payments::roll_over`]. If not, this comes
+    /// again with the next block.
+    RolloverDue {
+        /// Which channel.
+        channel: ProposalId,
+        /// Who is paid on it.
+        seller: NodeId,
+    },
+    /// Buyer: the seller agreed to the channel after this one: answer with [`Payments::carry_over`].
+    RolloverAgreed {
+        /// The channel that is carried over.
+        channel: ProposalId,
+    },
+    /// Buyer: a channel was carried over into the next, by a transaction that both have signed.
+    RolledOver {
+        /// The channel that ends.
+        channel: ProposalId,
+        /// The one that is in use from now on.
+        next: ProposalId,
+    },
+    /// Buyer: carrying over came to nothing.
+    RolloverFailed {
+        /// The channel; it is used as before, unless this node's half was given away.
+        channel: ProposalId,
+        /// Why.
+        failure: RolloverFailure,
     },
     /// This channel is being closed, by a transaction that both have signed or, where this node is
     /// paid, that it has made alone.

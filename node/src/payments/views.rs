@@ -61,6 +61,10 @@ pub(crate) struct ChannelView {
     /// What this node has paid the miners for it.
     pub(crate) fees: Amount,
     pub(crate) opened_at: UnixTime,
+    /// The id of the channel that it is carried over from.
+    pub(crate) carried_from: Option<String>,
+    /// The id of the channel that it was carried over into.
+    pub(crate) carried_into: Option<String>,
     /// Whether it was found on the chain, its records lost: then `peer` is this node itself.
     pub(crate) is_adopted: bool,
 }
@@ -137,6 +141,8 @@ impl Payments {
                         .map(|settlement| settlement.payer_fee()),
                 ),
                 opened_at: self.opened_at(proposal),
+                carried_from: machine.carried_from().and_then(|from| self.id_of(from)),
+                carried_into: self.carried_into(proposal),
                 is_adopted: self.is_adopted(machine.open()),
             });
         }
@@ -172,8 +178,31 @@ impl Payments {
                     .map(|settlement| settlement.payee_fee()),
             ),
             opened_at: self.opened_at(proposal),
+            carried_from: machine.carried_from().and_then(|from| self.id_of(from)),
+            carried_into: self.carried_into(proposal),
             is_adopted: false,
         })
+    }
+
+    /// The id of a channel as people see it.
+    fn id_of(&self, proposal: ProposalId) -> Option<String> {
+        match (self.payers.get(&proposal), self.payees.get(&proposal)) {
+            (Some(payer), _) => payer.machine.channel().map(|id| id.to_string()),
+            (None, Some(payee)) => Some(payee.machine.channel().to_string()),
+            (None, None) => None,
+        }
+    }
+
+    /// The id of the channel that a channel was carried over into.
+    fn carried_into(&self, proposal: ProposalId) -> Option<String> {
+        let payer = self.payers.iter().find(|(_, next)| {
+            next.machine.carried_from() == Some(proposal) && next.funding.is_some()
+        });
+        let payee = self.payees.iter().find(|(_, next)| {
+            next.machine.carried_from() == Some(proposal) && next.funding.is_some()
+        });
+        let next = payer.map(|(id, _)| *id).or(payee.map(|(id, _)| *id))?;
+        self.id_of(next)
     }
 
     /// What the accounts, the channels and the vouchers held say, for whoever compares them with the

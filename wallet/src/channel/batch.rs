@@ -17,7 +17,7 @@ use bitcoin::{Amount, FeeRate, Script, Transaction, TxOut, taproot};
 use thiserror::Error;
 
 use super::SECP;
-use super::params::Tranche;
+use super::tranche::Tranche;
 use super::tx::{self, BuildError};
 use super::voucher::{Legal, Voucher};
 

@@ -23,6 +23,8 @@ use super::split::Split;
 use super::voucher::Voucher;
 use super::{AttemptId, ChannelId, PartyId, ProposalId, TrancheIndex, tagged_hash};
 
+pub use super::refusal::RefusalCode;
+
 pub(crate) use self::wire::{amount, decode, encode, signature};
 
 /// Version of the rules of this module and of [`super::script`]. Another version is refused.
@@ -35,14 +37,13 @@ pub const MAX_FUNDING_BYTES: usize = 40_000;
 /// Largest message in bytes: [`Funding`] with its largest transaction and its fields.
 pub const MAX_MESSAGE_BYTES: usize = MAX_FUNDING_BYTES + 64;
 
-/// Largest message of every kind but [`Funding`]. The largest, an [`Open`] or an [`Accept`] with all
-/// its steps, or a [`CloseAck`], has about 205 bytes.
+/// Largest message of every kind but [`Funding`]. The largest is a [`Renew`], with 244 bytes.
 pub const MAX_SMALL_MESSAGE_BYTES: usize = 256;
 
 /// Nesting a message may have: array, exposure table, step, and one to spare.
 const MAX_DEPTH: usize = 4;
 
-/// First element of a message. The numbers from 12 on are kept for top-ups.
+/// First element of a message. The numbers from 12 to 15 are kept for top-ups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -68,6 +69,10 @@ pub enum Kind {
     ClosePartial = 10,
     /// [`CloseDone`]
     CloseDone = 11,
+    /// [`Renew`]
+    Renew = 16,
+    /// [`Close`] that names a next channel
+    Roll = 17,
 }
 
 impl Kind {
@@ -84,6 +89,8 @@ impl Kind {
             9 => Self::CloseAck,
             10 => Self::ClosePartial,
             11 => Self::CloseDone,
+            16 => Self::Renew,
+            17 => Self::Roll,
             _ => return None,
         })
     }
@@ -101,7 +108,9 @@ impl Kind {
             | Self::Close
             | Self::CloseAck
             | Self::ClosePartial
-            | Self::CloseDone => MAX_SMALL_MESSAGE_BYTES,
+            | Self::CloseDone
+            | Self::Renew
+            | Self::Roll => MAX_SMALL_MESSAGE_BYTES,
         }
     }
 }
@@ -125,6 +134,16 @@ pub struct Open {
     pub expiry: BlockHeight,
     /// Where the unpaid part goes at the close. Pay-to-taproot only.
     pub change_script: ScriptBuf,
+}
+
+/// Payer → payee: the channel the payer wants next, to be funded with what is left of one that both
+/// have. Answered by [`Accept`] like an [`Open`], with the payee's key of the channel before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renew {
+    /// Id of the [`Open`] of the channel that is to be carried over.
+    pub from: ProposalId,
+    /// The proposal.
+    pub open: Open,
 }
 
 /// Payee → payer: agreed, on these terms.
@@ -192,15 +211,22 @@ pub struct Close {
     /// The payer's last voucher, total and signature, if it signed any: the close pays out this
     /// much even if the voucher was lost on its way.
     pub promised: Option<(Amount, Signature)>,
+    /// Where the rest is carried over to: a channel that was agreed on by [`Renew`]. `None` to end.
+    pub next: Option<ChannelId>,
 }
 
 impl Close {
     /// Names the attempt: everything that is said of it later shows this.
     pub fn attempt(&self) -> AttemptId {
-        AttemptId::from_bytes(tagged_hash(
-            "bitmesh/channel/close",
-            &[self.channel.as_bytes(), &self.nonce.serialize()],
-        ))
+        let nonce = self.nonce.serialize();
+        let id = match &self.next {
+            None => tagged_hash("bitmesh/channel/close", &[self.channel.as_bytes(), &nonce]),
+            Some(next) => tagged_hash(
+                "bitmesh/channel/roll",
+                &[self.channel.as_bytes(), &nonce, next.as_bytes()],
+            ),
+        };
+        AttemptId::from_bytes(id)
     }
 }
 
@@ -255,87 +281,6 @@ pub struct Refused {
     pub code: RefusalCode,
 }
 
-/// Why something was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RefusalCode {
-    /// Malformed, another version, or another chain.
-    Unsupported,
-    /// The capacity is outside what the payee accepts.
-    Capacity,
-    /// The expiry is outside what the payee accepts.
-    Expiry,
-    /// The payee takes no channels now.
-    Busy,
-    /// The payee knows no such channel.
-    Unknown,
-    /// The funding does not pay what was agreed.
-    Funding,
-    /// The voucher is invalid.
-    Voucher,
-    /// The channel is ending; nothing further is accepted.
-    Closing,
-    /// No such attempt to close together, or not any more. Begin another.
-    Attempt,
-    /// The fee, or the split, of a close together is not acceptable now.
-    Split,
-    /// A code of a later version.
-    Other(u8),
-}
-
-impl std::fmt::Display for RefusalCode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Unsupported => "not supported",
-            Self::Capacity => "capacity not accepted",
-            Self::Expiry => "expiry not accepted",
-            Self::Busy => "busy",
-            Self::Unknown => "no such channel",
-            Self::Funding => "wrong funding",
-            Self::Voucher => "invalid voucher",
-            Self::Closing => "closing already",
-            Self::Attempt => "no such attempt",
-            Self::Split => "fee or split not accepted now",
-            Self::Other(code) => return write!(f, "code {code}"),
-        })
-    }
-}
-
-impl RefusalCode {
-    /// The number on the wire.
-    pub const fn code(self) -> u8 {
-        match self {
-            Self::Unsupported => 1,
-            Self::Capacity => 2,
-            Self::Expiry => 3,
-            Self::Busy => 4,
-            Self::Unknown => 5,
-            Self::Funding => 6,
-            Self::Voucher => 7,
-            Self::Closing => 8,
-            Self::Attempt => 9,
-            Self::Split => 10,
-            Self::Other(code) => code,
-        }
-    }
-
-    /// From the number on the wire.
-    pub const fn from_code(code: u8) -> Self {
-        match code {
-            1 => Self::Unsupported,
-            2 => Self::Capacity,
-            3 => Self::Expiry,
-            4 => Self::Busy,
-            5 => Self::Unknown,
-            6 => Self::Funding,
-            7 => Self::Voucher,
-            8 => Self::Closing,
-            9 => Self::Attempt,
-            10 => Self::Split,
-            other => Self::Other(other),
-        }
-    }
-}
-
 /// Any message of the channel protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -361,6 +306,8 @@ pub enum Message {
     ClosePartial(ClosePartial),
     /// See [`CloseDone`].
     CloseDone(CloseDone),
+    /// See [`Renew`].
+    Renew(Box<Renew>),
 }
 
 /// Why bytes are no message.

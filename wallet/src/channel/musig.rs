@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 pub use secp256k1_musig::musig::{PartialSignature, PublicNonce};
 
+use super::aggregate::{aggregate, plain};
 use super::script::Scripts;
 
 /// Bytes of a public nonce on the wire: two compressed points.
@@ -122,16 +123,7 @@ pub(super) fn join(
     Signature::from_slice(&signature.to_byte_array()).ok()
 }
 
-/// `KeyAgg(KeySort(first, second))` without a tweak.
-pub(super) fn aggregate(first: XOnlyPublicKey, second: XOnlyPublicKey) -> KeyAggCache {
-    let (first, second) = match first.serialize() <= second.serialize() {
-        true => (plain(first), plain(second)),
-        false => (plain(second), plain(first)),
-    };
-    KeyAggCache::new(&[&first, &second])
-}
-
-/// The same with the taproot tweak of `scripts`: signs for the output key.
+/// Both keys with the taproot tweak of `scripts`: signs for the output key.
 fn cache(scripts: &Scripts) -> KeyAggCache {
     let (payer, payee) = scripts.keys();
     let mut cache = aggregate(payer, payee);
@@ -152,13 +144,6 @@ fn session(
     theirs: &PublicNonce,
 ) -> Session {
     Session::new(cache, AggregatedNonce::new(&[ours, theirs]), digest)
-}
-
-/// BIP-327 takes plain keys, channel keys are x-only: the point with even Y stands for each.
-fn plain(key: XOnlyPublicKey) -> musig::PublicKey {
-    let mut bytes = [2; 33];
-    bytes[1..].copy_from_slice(&key.serialize());
-    musig::PublicKey::from_byte_array_compressed(bytes).expect("an x-only key is the x of a point")
 }
 
 /// The keypair whose point has even Y, for the other copy of the library.

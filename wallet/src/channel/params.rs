@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-use bitcoin::secp256k1::XOnlyPublicKey;
-use bitcoin::{
-    Amount, BlockHash, Network, OutPoint, Script, Transaction, TxOut, Weight, constants,
-};
+use bitcoin::{Amount, BlockHash, Network, OutPoint, Transaction, TxOut, Weight, constants};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::deadline::{BlockHeight, Margins};
 use super::exposure::ExposureTable;
-use super::message::{Accept, Open, RefusalCode};
+use super::message::{Accept, Open};
+use super::refusal::RefusalCode;
 use super::script::Scripts;
 use super::tx;
 use super::{ChannelId, PartyId, ProposalId, TrancheIndex};
+
+pub use super::split::{CLOSE_PATIENCE, CLOSE_RESPITE};
+pub use super::tranche::Tranche;
 
 /// Default life of a channel in blocks: 30 days.
 pub const DEFAULT_TERM: u32 = 4_320;
@@ -25,12 +26,6 @@ pub const MIN_TERM: u32 = 1_008;
 pub const MAX_TERM: u32 = 12_960;
 /// Depth at which the end of a channel is final.
 pub const FINAL_DEPTH: u32 = 6;
-
-/// How long one attempt to close together may take. Its three messages need a second at most; whoever
-/// waits at the other end, a person, does not wait longer.
-pub const CLOSE_PATIENCE: Duration = Duration::from_secs(15);
-/// Least time between two attempts that a payer begins: each costs the payee a nonce.
-pub const CLOSE_RESPITE: Duration = Duration::from_secs(1);
 
 /// The two parties of a channel, as the caller authenticated them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,6 +136,16 @@ impl OpenError {
 }
 
 impl PayeePolicy {
+    /// The policy for a channel that is carried over from another: it may be half as small. What makes a
+    /// small channel not worth it is opening and closing, 359 vB; carrying over takes 154.
+    #[must_use]
+    pub fn for_next(&self) -> Self {
+        Self {
+            min_capacity: self.min_capacity / 2,
+            ..self.clone()
+        }
+    }
+
     /// Says whether `open` can be accepted when the chain's tip is `tip` and the first voucher is
     /// to pay `min_first`.
     ///
@@ -307,6 +312,14 @@ impl Contract {
         &self.scripts
     }
 
+    /// The output that funds the first tranche, as a transaction has it.
+    pub fn output(&self) -> TxOut {
+        TxOut {
+            value: self.open.capacity,
+            script_pubkey: self.scripts.output().clone(),
+        }
+    }
+
     /// Checks that output `vout` of `tx` funds the first tranche, and returns that tranche.
     ///
     /// # Errors
@@ -343,6 +356,7 @@ impl Contract {
             expiry: self.open.expiry,
             change: self.open.change_script.clone(),
             scripts: self.scripts.clone(),
+            next: None,
         })
     }
 }
@@ -383,68 +397,4 @@ pub enum FundingError {
         /// What was agreed.
         want: Amount,
     },
-}
-
-/// A funded output of a channel: everything a voucher, commitment or refund is made from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tranche {
-    channel: ChannelId,
-    index: TrancheIndex,
-    outpoint: OutPoint,
-    prevout: TxOut,
-    payer_key: XOnlyPublicKey,
-    expiry: BlockHeight,
-    change: bitcoin::ScriptBuf,
-    scripts: Scripts,
-}
-
-impl Tranche {
-    /// The channel it belongs to.
-    pub const fn channel(&self) -> ChannelId {
-        self.channel
-    }
-
-    /// Its index within the channel.
-    pub const fn index(&self) -> TrancheIndex {
-        self.index
-    }
-
-    /// The output that holds the money.
-    pub const fn outpoint(&self) -> OutPoint {
-        self.outpoint
-    }
-
-    /// That output's content.
-    pub fn prevout(&self) -> TxOut {
-        self.prevout.clone()
-    }
-
-    pub(crate) const fn prevout_ref(&self) -> &TxOut {
-        &self.prevout
-    }
-
-    /// How much it holds.
-    pub const fn capacity(&self) -> Amount {
-        self.prevout.value
-    }
-
-    /// The payer's key, `B`.
-    pub const fn payer_key(&self) -> XOnlyPublicKey {
-        self.payer_key
-    }
-
-    /// From this height on the payer can take it back.
-    pub const fn expiry(&self) -> BlockHeight {
-        self.expiry
-    }
-
-    /// Where the unpaid part goes.
-    pub fn change_script(&self) -> &Script {
-        &self.change
-    }
-
-    /// Output script and leaves.
-    pub const fn scripts(&self) -> &Scripts {
-        &self.scripts
-    }
 }

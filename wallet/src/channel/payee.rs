@@ -12,7 +12,7 @@
 
 mod machine;
 
-use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, Txid};
+use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut, Txid};
 use thiserror::Error;
 
 use super::deadline::BlockHeight;
@@ -22,6 +22,7 @@ use super::record::{End, Record, Settlement};
 use super::split::CloseFailure;
 use super::tx::BuildError;
 use super::voucher::VoucherError;
+use super::{ChannelId, ProposalId};
 
 pub use self::machine::Payee;
 
@@ -37,6 +38,9 @@ pub enum Input {
     TipChanged(BlockHeight),
     /// The funding is in our own mempool. Feed it again when one of the facts changes.
     FundingSeen(Sighting),
+    /// The funding is in our own mempool, all it spends is confirmed, and it is a rollover of ours: nothing
+    /// can displace it but what we sign ourselves, as long as the channel it carries over has not expired.
+    RolloverSeen,
     /// The funding is in a block and has this many confirmations, at least 1; fewer than before
     /// after a reorganisation. Feed it with every block until [`Payee::wants_depth`] is false.
     FundingConfirmed {
@@ -109,6 +113,20 @@ pub enum Input {
         /// them, and two signatures with one nonce give the key away.
         seed: [u8; 32],
     },
+    /// The answer to [`Event::RolloverWanted`]: like [`SplitChosen`](Self::SplitChosen), and the rest goes
+    /// into the next channel.
+    RolloverChosen {
+        /// As in [`SplitChosen`](Self::SplitChosen).
+        payout: ScriptBuf,
+        /// As in [`SplitChosen`](Self::SplitChosen).
+        feerate: FeeRate,
+        /// As in [`SplitChosen`](Self::SplitChosen).
+        seed: [u8; 32],
+        /// The output that funds the next channel ([`Contract::output`](super::params::Contract::output)).
+        next: TxOut,
+    },
+    /// The other answer to [`Event::RolloverWanted`]: there is no such channel to carry over into.
+    RolloverUnknown,
     /// What was sent to the payer did not arrive, and there is no connection to it.
     Unreachable,
     /// The channel was never funded and its room is needed. Refused once it is funded.
@@ -199,8 +217,8 @@ pub enum Event {
     /// given are still taken until the close.
     ServiceStopped,
     /// The channel should be carried over into a new one; service goes on. Repeated with every block
-    /// until [`ServiceStopped`](Self::ServiceStopped). Whoever can make a rollover proposes it on
-    /// this; without an answer the channel simply runs out.
+    /// until [`ServiceStopped`](Self::ServiceStopped). It is the payer who begins that; without it the
+    /// channel simply runs out.
     RolloverDue {
         /// Blocks left until the payer's refund is valid too.
         blocks_left: u32,
@@ -223,6 +241,14 @@ pub enum Event {
     },
     /// The payer closes together with us: answer with [`Input::SplitChosen`].
     SplitDue,
+    /// The payer carries the rest over into another channel, that was agreed on by
+    /// [`Renew`](super::message::Renew): answer with [`Input::RolloverChosen`], or
+    /// [`Input::RolloverUnknown`]. If it is made, the transaction in [`Output::Broadcast`] funds `next`:
+    /// give it that as a [`Funding`](super::message::Funding).
+    RolloverWanted {
+        /// The next channel.
+        next: ChannelId,
+    },
     /// An attempt to close together came to nothing. The channel is as it was.
     CloseFailed {
         /// Why.
@@ -368,6 +394,10 @@ pub struct Acceptance {
     pub min_first: Amount,
     /// The chain's tip.
     pub tip: BlockHeight,
-    /// Derivation index of the channel key; never used for another channel.
+    /// Derivation index of the channel key; never used for another channel but one that is carried
+    /// over into this.
     pub key_index: u32,
+    /// The channel that it is to be funded from, if it was proposed by
+    /// [`Renew`](super::message::Renew).
+    pub from: Option<ProposalId>,
 }

@@ -15,14 +15,14 @@ mod machine;
 use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, Txid};
 use thiserror::Error;
 
-use super::ChannelId;
 use super::deadline::BlockHeight;
 use super::message::{Kind, Message, RefusalCode};
-use super::params::{ContractError, FundingError, Parties};
+use super::params::{Contract, ContractError, FundingError, Parties};
 use super::record::{End, Record, Settlement};
 use super::split::CloseFailure;
 use super::tx::BuildError;
 use super::voucher::{TotalError, VoucherError};
+use super::{ChannelId, ProposalId};
 
 pub use self::machine::Payer;
 
@@ -33,7 +33,8 @@ pub enum Input {
     Received(Message),
     /// The payee can be reached again: whatever it has not answered is sent again.
     Reconnected,
-    /// The wallet made the transaction [`Output::Fund`] asked for. It must not have been broadcast.
+    /// The wallet made the transaction [`Output::Fund`] asked for. It must not have been broadcast. Of a
+    /// channel that is carried over from another: the rollover, wherever it was seen.
     FundingSigned {
         /// Version 3 and fully signed.
         tx: Box<Transaction>,
@@ -90,6 +91,18 @@ pub enum Input {
         /// them, and two signatures with one nonce give the key away.
         seed: [u8; 32],
     },
+    /// Carry what is left over into `next`, a channel that was proposed as the one after this
+    /// (`from` in its [`Proposal`]) and agreed on. An attempt to close together, and over in the same ways; the
+    /// transaction in [`Output::Broadcast`] funds `next`: give it that as
+    /// [`FundingSigned`](Self::FundingSigned), with a fee of zero.
+    RolloverAsked {
+        /// As in [`TogetherAsked`](Self::TogetherAsked).
+        feerate: FeeRate,
+        /// As in [`TogetherAsked`](Self::TogetherAsked).
+        seed: [u8; 32],
+        /// The next channel.
+        next: Box<Contract>,
+    },
     /// What was sent to the payee did not arrive, and there is no connection to it.
     Unreachable,
 }
@@ -102,7 +115,8 @@ pub enum Output {
     /// Send this to the payee. It may get lost: the machine sends it again when it matters.
     Send(Message),
     /// Make a version 3 transaction from confirmed coins that pays `amount` to `script`; answer
-    /// with [`Input::FundingSigned`] or [`Input::FundingFailed`]. Do not broadcast it.
+    /// with [`Input::FundingSigned`] or [`Input::FundingFailed`]. Do not broadcast it. Never asked for a
+    /// channel that is carried over from another.
     Fund {
         /// The channel's output script.
         script: ScriptBuf,
@@ -169,6 +183,13 @@ pub enum Event {
     FundingConflicted,
     /// Nothing came of it; no money is locked.
     Abandoned,
+    /// The expiry comes near, and what is left may be carried over into a new channel: propose that, and
+    /// answer with [`Input::RolloverAsked`]. Repeated with every block until
+    /// [`PaymentsStopped`](Self::PaymentsStopped); without an answer the channel simply runs out.
+    RolloverDue {
+        /// Blocks left until the refund is valid.
+        blocks_left: u32,
+    },
     /// From here on nothing more may be paid: the expiry is near.
     PaymentsStopped,
     /// The expiry has come and the money can be taken back: answer with [`Input::RefundAsked`].
@@ -293,6 +314,15 @@ pub enum CloseError {
     /// The refund is due.
     #[error("the channel has expired: its refund is due")]
     Expired,
+    /// Rollover: nothing was paid, so that there is nothing to settle.
+    #[error("nothing was paid on the channel yet: it can be used as it is")]
+    Unpaid,
+    /// Rollover: another attempt goes on, or its half is given away.
+    #[error("the channel is being closed")]
+    Closing,
+    /// Rollover: the next channel is not made up by what is left, or has another key of the payee's.
+    #[error("the next channel does not follow from this one")]
+    Next,
 }
 
 /// Why no refund is made. Nothing was signed.
@@ -348,6 +378,8 @@ pub struct Proposal {
     pub max_min_first: Amount,
     /// Derivation index of the channel key; never used for another channel.
     pub key_index: u32,
+    /// The channel to fund it from, by a rollover. `None` to fund it from coins of the wallet.
+    pub from: Option<ProposalId>,
 }
 
 /// Where the payer stands.

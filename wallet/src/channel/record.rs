@@ -11,12 +11,14 @@
 use std::collections::BTreeSet;
 
 use bitcoin::secp256k1::schnorr::Signature;
-use bitcoin::{Amount, Transaction, Txid, consensus, hashes::Hash};
+use bitcoin::{Amount, ScriptBuf, Transaction, TxOut, Txid, consensus, hashes::Hash};
 use serde_bytes::{ByteArray, ByteBuf};
 
 use super::deadline::BlockHeight;
 use super::message::{Accept, DecodeError, Message, Open, amount, decode, encode, signature};
 use super::{ProposalId, TrancheIndex};
+
+pub use super::settlement::{End, Settlement};
 
 /// Kind of the journal entries that hold channel records. Kinds below 16 belong to the wallet.
 pub const JOURNAL_KIND: u8 = 1;
@@ -44,6 +46,8 @@ pub enum Fact {
         key_index: u32,
         /// The largest first payment the payer agreed to.
         max_min_first: Amount,
+        /// The channel that this one is to be funded from, by a rollover and by nothing else.
+        from: Option<ProposalId>,
     },
     /// Payer: the payee accepted, and the payer is to fund it.
     Accepted {
@@ -58,6 +62,8 @@ pub enum Fact {
         accept: Accept,
         /// Derivation index of the payee's channel key, to find the key again.
         key_index: u32,
+        /// The channel that this one is to be funded from, whose payee's key it shares.
+        from: Option<ProposalId>,
     },
     /// Both: the transaction that funds a tranche.
     Funded {
@@ -93,6 +99,8 @@ pub enum Fact {
         tranche: TrancheIndex,
         /// The running total it pays out.
         total: Amount,
+        /// The output of the next channel, if the rest is carried over into one.
+        next: Option<TxOut>,
     },
     /// Both: about to broadcast this close. The payer has one only if both signed it.
     Closing {
@@ -110,86 +118,6 @@ pub enum Fact {
     Abandoned,
 }
 
-/// How a tranche ended, from the transaction that spent it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settlement {
-    /// Which of the possible ends.
-    pub end: End,
-    /// The transaction that spent the tranche.
-    pub txid: Txid,
-    /// The height it was mined at.
-    pub height: BlockHeight,
-    /// What came back to the payer.
-    pub returned: Amount,
-    /// What the payee got on the chain.
-    pub received: Amount,
-    /// What the miners got. `returned + received + fee` is the capacity.
-    pub fee: Amount,
-}
-
-/// The ways a tranche ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The payee paid itself out with a voucher.
-    Commitment,
-    /// The payer took everything back after the expiry.
-    Refund,
-    /// Both signed a split.
-    Together,
-}
-
-impl Settlement {
-    /// The running total that was paid out: what the payee got, and the fee it paid to get it.
-    /// Zero for a refund, and where both closed a channel on which nothing was owed.
-    pub fn paid(&self) -> Amount {
-        self.received
-            .checked_add(self.payee_fee())
-            .unwrap_or(Amount::MAX_MONEY)
-    }
-
-    /// What the payee paid of the fee: all or nothing.
-    pub fn payee_fee(&self) -> Amount {
-        match self.is_payers() {
-            true => Amount::ZERO,
-            false => self.fee,
-        }
-    }
-
-    /// What the payer paid of the fee: all or nothing.
-    pub fn payer_fee(&self) -> Amount {
-        match self.is_payers() {
-            true => self.fee,
-            false => Amount::ZERO,
-        }
-    }
-
-    fn is_payers(&self) -> bool {
-        match self.end {
-            End::Commitment => false,
-            End::Refund => true,
-            End::Together => self.received == Amount::ZERO,
-        }
-    }
-
-    /// The same settlement with `fee` taken out of what the payee received: its share of the fee of
-    /// a transaction that closed several channels ([`Tranche::fee_share`](super::params::Tranche::fee_share)). What
-    /// was paid stays as it was. Bears at most what was received. Only commitments share: a refund and
-    /// a close together stay as they are.
-    #[must_use]
-    pub fn bear(self, fee: Amount) -> Self {
-        let paid = self.paid();
-        let fee = fee.min(paid);
-        match (self.end, paid.checked_sub(fee)) {
-            (End::Commitment, Some(received)) => Self {
-                received,
-                fee,
-                ..self
-            },
-            (End::Commitment, None) | (End::Refund | End::Together, _) => self,
-        }
-    }
-}
-
 impl Record {
     /// The record as it is written to the journal.
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -199,25 +127,42 @@ impl Record {
                 open,
                 key_index,
                 max_min_first,
-            } => encode(&(
-                id,
-                1u8,
-                ByteBuf::from(open.to_bytes()),
-                *key_index,
-                max_min_first.to_sat(),
-            )),
+                from,
+            } => {
+                let (open, max) = (ByteBuf::from(open.to_bytes()), max_min_first.to_sat());
+                match from {
+                    None => encode(&(id, 1u8, open, *key_index, max)),
+                    Some(from) => encode(&(
+                        id,
+                        16u8,
+                        open,
+                        *key_index,
+                        max,
+                        ByteArray::new(*from.as_bytes()),
+                    )),
+                }
+            }
             Fact::Accepted { accept } => encode(&(id, 2u8, ByteBuf::from(accept.to_bytes()))),
             Fact::Agreed {
                 open,
                 accept,
                 key_index,
-            } => encode(&(
-                id,
-                3u8,
-                ByteBuf::from(open.to_bytes()),
-                ByteBuf::from(accept.to_bytes()),
-                *key_index,
-            )),
+                from,
+            } => {
+                let open = ByteBuf::from(open.to_bytes());
+                let accept = ByteBuf::from(accept.to_bytes());
+                match from {
+                    None => encode(&(id, 3u8, open, accept, *key_index)),
+                    Some(from) => encode(&(
+                        id,
+                        17u8,
+                        open,
+                        accept,
+                        *key_index,
+                        ByteArray::new(*from.as_bytes()),
+                    )),
+                }
+            }
             Fact::Funded {
                 tranche,
                 tx,
@@ -255,9 +200,23 @@ impl Record {
                 settlement.fee.to_sat(),
             )),
             Fact::Abandoned => encode(&(id, 10u8)),
-            Fact::Splitting { tranche, total } => {
-                encode(&(id, 11u8, tranche.index(), total.to_sat()))
-            }
+            Fact::Splitting {
+                tranche,
+                total,
+                next: None,
+            } => encode(&(id, 11u8, tranche.index(), total.to_sat())),
+            Fact::Splitting {
+                tranche,
+                total,
+                next: Some(next),
+            } => encode(&(
+                id,
+                18u8,
+                tranche.index(),
+                total.to_sat(),
+                next.value.to_sat(),
+                ByteBuf::from(next.script_pubkey.to_bytes()),
+            )),
         }
     }
 
@@ -280,6 +239,7 @@ impl Record {
                         open,
                         key_index,
                         max_min_first,
+                        from: None,
                     },
                 )
             }
@@ -302,6 +262,7 @@ impl Record {
                         open,
                         accept,
                         key_index,
+                        from: None,
                     },
                 )
             }
@@ -371,7 +332,48 @@ impl Record {
             11 => {
                 let (id, _, tranche, total): (Id, u8, u8, u64) = decode(bytes)?;
                 let (tranche, total) = (TrancheIndex::new(tranche), amount(total, "total")?);
-                (id, Fact::Splitting { tranche, total })
+                let next = None;
+                let fact = Fact::Splitting {
+                    tranche,
+                    total,
+                    next,
+                };
+                (id, fact)
+            }
+            16 => {
+                type Wire = (Id, u8, ByteBuf, u32, u64, Id);
+                let (id, _, open, key_index, max, from): Wire = decode(bytes)?;
+                let fact = Fact::Proposed {
+                    open: open_from(&open)?,
+                    key_index,
+                    max_min_first: amount(max, "max_min_first")?,
+                    from: Some(ProposalId::from_bytes(from.into_array())),
+                };
+                (id, fact)
+            }
+            17 => {
+                type Wire = (Id, u8, ByteBuf, ByteBuf, u32, Id);
+                let (id, _, open, accept, key_index, from): Wire = decode(bytes)?;
+                let fact = Fact::Agreed {
+                    open: open_from(&open)?,
+                    accept: accept_from(&accept)?,
+                    key_index,
+                    from: Some(ProposalId::from_bytes(from.into_array())),
+                };
+                (id, fact)
+            }
+            18 => {
+                type Wire = (Id, u8, u8, u64, u64, ByteBuf);
+                let (id, _, tranche, total, value, script): Wire = decode(bytes)?;
+                let fact = Fact::Splitting {
+                    tranche: TrancheIndex::new(tranche),
+                    total: amount(total, "total")?,
+                    next: Some(TxOut {
+                        value: amount(value, "value")?,
+                        script_pubkey: ScriptBuf::from_bytes(script.into_vec()),
+                    }),
+                };
+                (id, fact)
             }
             _ => return Err(DecodeError::UnknownKind),
         };

@@ -16,7 +16,7 @@ use bitcoin::taproot::{ControlBlock, LeafVersion, TapLeafHash, TaprootBuilder, T
 use bitcoin::{ScriptBuf, TapNodeHash};
 
 use super::deadline::BlockHeight;
-use super::{SECP, musig};
+use super::{SECP, aggregate};
 
 /// A leaf together with what a spend of it has to show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +146,6 @@ fn refund_leaf(payer: XOnlyPublicKey, expiry: BlockHeight) -> ScriptBuf {
 
 /// BIP-327 `KeyAgg(KeySort(payer, payee))`, of the points with even Y.
 pub fn aggregate(payer: XOnlyPublicKey, payee: XOnlyPublicKey) -> UntweakedPublicKey {
-    let aggregated = musig::aggregate(payer, payee).agg_pk();
+    let aggregated = aggregate::aggregate(payer, payee).agg_pk();
     XOnlyPublicKey::from_slice(&aggregated.to_byte_array()).expect("an aggregate is a point")
 }

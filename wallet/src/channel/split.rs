@@ -9,6 +9,12 @@
 //! |---|---|---|
 //! | total 0 | cannot | capacity − fee to the payer |
 //! | total `n` | `n` − fee to the payee, rest to the payer | the same, for three quarters of the fee |
+//!
+//! A **rollover** is a split whose rest goes on: it pays the output of the pair's next channel, and so
+//! funds it ([`Tranche::carried_into`]). The rest is what the next channel holds, to the sat, or
+//! leaves change that is no dust. The payout is always the last output.
+
+use std::time::Duration;
 
 use bitcoin::absolute::LockTime;
 use bitcoin::secp256k1::Message as Digest;
@@ -18,15 +24,18 @@ use bitcoin::{Amount, FeeRate, Script, ScriptBuf, Transaction, TxOut, Witness};
 use thiserror::Error;
 
 use super::SECP;
-use super::message::RefusalCode;
-use super::params::{CLOSE_PATIENCE, Tranche};
+use super::refusal::RefusalCode;
+use super::tranche::Tranche;
 use super::tx::{self, BuildError, DUST_P2TR};
 use super::voucher::{Legal, TotalError};
 
-/// Virtual bytes of a close together that pays both. Measured.
-pub const SPLIT_VBYTES: u64 = 154;
-/// Virtual bytes of a close together with one output: nothing or everything is paid. Measured.
-pub const SPLIT_ONE_VBYTES: u64 = 111;
+pub use super::tx::{SPLIT_ONE_VBYTES, SPLIT_VBYTES};
+
+/// How long one attempt to close together may take. Its three messages need a second at most; whoever
+/// waits at the other end, a person, does not wait longer.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(15);
+/// Least time between two attempts that a payer begins: each costs the payee a nonce.
+pub const CLOSE_RESPITE: Duration = Duration::from_secs(1);
 
 /// How far the payee's fee rate may be from the payer's own estimate: below a fourth of it the
 /// transaction might not be mined for long, and where the payer pays, above four times of it is waste.
@@ -61,6 +70,15 @@ pub enum SplitError {
     /// The payout is not pay-to-taproot, is the payer's own, or is there although nothing is paid.
     #[error("the payout script is not acceptable")]
     Payout,
+    /// What was not paid does not make up the next channel: it is less, or leaves dust, or nothing was
+    /// paid at all.
+    #[error("a rest of {rest} does not make up a next channel of {capacity}")]
+    Next {
+        /// What was not paid.
+        rest: Amount,
+        /// What the next channel holds.
+        capacity: Amount,
+    },
     /// What remains for an output after the fee is dust.
     #[error("less a fee of {fee} it leaves dust")]
     Dust {
@@ -105,6 +123,9 @@ pub enum CloseFailure {
     /// Payee: there is no such transaction at our own fee rate.
     #[error(transparent)]
     Build(BuildError),
+    /// Payee: the other side wants to carry over into a channel that was not agreed on.
+    #[error("there is no next channel to carry over into")]
+    NoNext,
 }
 
 impl Split {
@@ -158,9 +179,17 @@ impl Split {
             value,
             script_pubkey: script.to_owned(),
         };
+        let next = tranche.next();
+        let mismatch = |rest: Amount| SplitError::Next {
+            rest,
+            capacity: next.map_or(Amount::ZERO, |next| next.value),
+        };
         let outputs = if self.total == Amount::ZERO {
             if !self.payout.is_empty() {
                 return Err(SplitError::Payout);
+            }
+            if next.is_some() {
+                return Err(mismatch(tranche.capacity()));
             }
             vec![output(less_fee(tranche.capacity())?, change)]
         } else {
@@ -168,9 +197,22 @@ impl Split {
                 return Err(SplitError::Payout);
             }
             let payout = output(less_fee(self.total)?, &self.payout);
-            match tranche.legal(self.total)? {
-                Legal::Part { change: rest } => vec![output(rest, change), payout],
-                Legal::Full => vec![payout],
+            match (tranche.legal(self.total)?, next) {
+                (Legal::Part { change: rest }, None) => vec![output(rest, change), payout],
+                (Legal::Full, None) => vec![payout],
+                (Legal::Full, Some(_)) => return Err(mismatch(Amount::ZERO)),
+                (Legal::Part { change: rest }, Some(next)) => {
+                    if payout.script_pubkey == next.script_pubkey {
+                        return Err(SplitError::Payout);
+                    }
+                    match rest.checked_sub(next.value) {
+                        Some(Amount::ZERO) => vec![next.clone(), payout],
+                        Some(left) if left >= DUST_P2TR => {
+                            vec![next.clone(), output(left, change), payout]
+                        }
+                        Some(_) | None => return Err(mismatch(rest)),
+                    }
+                }
             }
         };
         Ok(tx::spend(tranche.outpoint(), LockTime::ZERO, outputs))
@@ -206,9 +248,17 @@ impl Split {
         Some(tx)
     }
 
-    /// Reads a split and its signature back from the transaction that [`signed`](Self::signed) made.
-    /// `None` if `tx` is another.
+    /// Reads a split and its signature back from the transaction that [`signed`](Self::signed) made,
+    /// whether it carried the channel over or not. `None` if `tx` is another.
     pub fn read(tranche: &Tranche, tx: &Transaction) -> Option<(Self, Signature)> {
+        let carried = || {
+            let next = tx.output.first().filter(|_| tx.output.len() > 1)?;
+            Self::read_from(&tranche.carried_into(next.clone()), tx)
+        };
+        Self::read_from(tranche, tx).or_else(carried)
+    }
+
+    fn read_from(tranche: &Tranche, tx: &Transaction) -> Option<(Self, Signature)> {
         let [input] = &tx.input[..] else { return None };
         let signature = (input.witness.len() == 1)
             .then(|| input.witness.nth(0))

@@ -17,10 +17,9 @@ use thiserror::Error;
 
 use super::SECP;
 use super::deadline::BlockHeight;
-use super::params::Tranche;
-use super::record::{End, Settlement};
 use super::script::Leaf;
-use super::split::{SPLIT_ONE_VBYTES, SPLIT_VBYTES};
+use super::settlement::{End, Settlement};
+use super::tranche::Tranche;
 use super::voucher::{Legal, Voucher};
 
 /// Version of every transaction of a channel, the funding included: BIP-431 "TRUC". A version 3
@@ -44,6 +43,13 @@ pub const CLOSE_VBYTES: u64 = 205;
 pub const CLOSE_FULL_VBYTES: u64 = 162;
 /// Virtual bytes of a refund. Measured.
 pub const REFUND_VBYTES: u64 = 138;
+/// Virtual bytes of a close together that pays both. Measured.
+pub const SPLIT_VBYTES: u64 = 154;
+/// Virtual bytes of a close together with one output: nothing or everything is paid. Measured.
+pub const SPLIT_ONE_VBYTES: u64 = 111;
+/// Virtual bytes of a rollover that carries over less than the rest, and returns change. Measured. One
+/// that carries over everything has [`SPLIT_VBYTES`].
+pub const ROLLOVER_CHANGE_VBYTES: u64 = 197;
 
 /// Why a transaction cannot be made. Nothing was signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -190,6 +196,11 @@ impl Tranche {
             .try_fold(Amount::ZERO, |sum, output| sum.checked_add(output.value))?;
         let returned = match end {
             End::Refund => outputs,
+            // Both signed it, so that it is a split: the payout is the last of several outputs.
+            End::Together if tx.input.len() == 1 && tx.output.len() > 1 => {
+                let payout = tx.output.last().map_or(Amount::ZERO, |it| it.value);
+                outputs.checked_sub(payout)?
+            }
             End::Commitment | End::Together => tx
                 .output
                 .get(index)

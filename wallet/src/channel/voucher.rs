@@ -12,7 +12,7 @@ use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
 use bitcoin::{Amount, secp256k1::Message as Digest};
 use thiserror::Error;
 
-use super::params::Tranche;
+use super::tranche::Tranche;
 use super::tx::{DUST_P2TR, template};
 use super::{ChannelId, SECP, TrancheIndex};
 

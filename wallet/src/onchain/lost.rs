@@ -150,6 +150,44 @@ impl Wallet {
         found
     }
 
+    /// Looks whether `transaction`, by which both sides ended a channel with `payee_key` of this wallet's,
+    /// carried it over into another, whose records are lost. A rollover spends no coin of the wallet, so
+    /// that it carries no trace; but the payee has one key in both channels, and the rest is searched for
+    /// as in [`lost_fundings`](Self::lost_fundings). `height` is that of its block, or of the tip.
+    ///
+    /// An unusual expiry takes seconds to find.
+    pub fn lost_next(
+        &mut self,
+        transaction: &Transaction,
+        payee_key: XOnlyPublicKey,
+        height: u32,
+        next_index: u32,
+        term: u32,
+    ) -> Option<LostFunding> {
+        let output = transaction.output.first()?;
+        let may_be = transaction.version == tx::VERSION
+            && transaction.output.len() > 1
+            && output.script_pubkey.is_p2tr()
+            && !self.is_mine(&output.script_pubkey);
+        if !may_be {
+            return None;
+        }
+        let notes = [payee_key];
+        let script = &output.script_pubkey;
+        let (found, expiry) = search(&self.keys, script, &notes, next_index, height, term)?;
+        Some(LostFunding {
+            vout: 0,
+            // The payee paid it.
+            fee: Amount::ZERO,
+            key_index: found.key_index,
+            payer_key: found.payer_key,
+            payee_key: found.payee_key,
+            expiry,
+            change_script: self.likely_change(transaction),
+            transaction: transaction.clone(),
+        })
+    }
+
     /// Signs the first input anew, so that its signature carries `note`. Where that cannot be, the
     /// transaction stays as it is: a funding without a trace is found by its records alone.
     pub(super) fn leave_trace(&self, transaction: &mut Transaction, note: XOnlyPublicKey) {

@@ -22,6 +22,7 @@ fn proposed() -> Fact {
         open: open(),
         key_index: 0,
         max_min_first: sat(1_000),
+        from: None,
     }
 }
 
@@ -30,6 +31,7 @@ fn agreed() -> Fact {
         accept: accept(&open()),
         open: open(),
         key_index: 0,
+        from: None,
     }
 }
 

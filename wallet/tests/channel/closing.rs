@@ -287,6 +287,7 @@ fn wish_of_payer(payee: &Payee) -> payee::Input {
         tranche: tranche.index(),
         nonce: PublicNonce::from_byte_array(&nonce).unwrap(),
         promised: None,
+        next: None,
     };
     payee::Input::Received(Message::Close(Box::new(close)))
 }

@@ -143,6 +143,7 @@ pub(crate) fn proposal() -> Proposal {
         change_script: p2tr(0xcb),
         max_min_first: sat(1_000),
         key_index: 4,
+        from: None,
     }
 }
 
@@ -153,6 +154,7 @@ pub(crate) fn acceptance() -> Acceptance {
         min_first: min_first_payment(ONE).unwrap(),
         tip: TIP,
         key_index: 9,
+        from: None,
     }
 }
 

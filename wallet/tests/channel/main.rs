@@ -13,5 +13,6 @@ mod hostile;
 mod laws;
 mod life;
 mod pair;
+mod rollover;
 mod together;
 mod vectors;

@@ -258,6 +258,7 @@ impl World {
             | Event::Ending { .. }
             | Event::Settled(_)
             | Event::RolloverDue { .. }
+            | Event::RolloverWanted { .. }
             | Event::CooperationDue { .. }
             | Event::Abandoned => {}
         }

@@ -73,6 +73,7 @@ fn records() -> Vec<Record> {
             open: open.clone(),
             key_index: 4,
             max_min_first: sat(1_000),
+            from: None,
         },
         Fact::Accepted {
             accept: accept(&open),
@@ -81,6 +82,7 @@ fn records() -> Vec<Record> {
             accept: accept(&open),
             open,
             key_index: 9,
+            from: None,
         },
         Fact::Funded {
             tranche: first,
@@ -252,6 +254,7 @@ fn messages_and_records_of_a_close_together_are_what_they_always_were() {
         tranche,
         nonce,
         promised: Some((voucher.total, voucher.signature)),
+        next: None,
     };
     let unpaid = Close {
         promised: None,
@@ -293,6 +296,7 @@ fn messages_and_records_of_a_close_together_are_what_they_always_were() {
         Fact::Splitting {
             tranche,
             total: sat(12_345),
+            next: None,
         },
         Fact::Settled(Settlement {
             end: End::Together,

@@ -104,6 +104,7 @@ impl World {
             change_script: BUYER_CHANGE.clone(),
             max_min_first: sat(20_000),
             key_index,
+            from: None,
         };
         let policy = PayerPolicy::default();
         let mut payer = Payer::propose(proposal, buyer_key(key_index), policy, self.now);
@@ -287,6 +288,7 @@ impl World {
             | Message::CloseAsk(_)
             | Message::CloseAck(_)
             | Message::CloseDone(_)
+            | Message::Renew(_)
             | Message::Refused(_) => {}
         }
     }
@@ -350,6 +352,7 @@ impl World {
             | payer::Event::FundingConflicted
             | payer::Event::Abandoned
             | payer::Event::PaymentsStopped
+            | payer::Event::RolloverDue { .. }
             | payer::Event::Ending { .. }
             | payer::Event::Settled(_) => return,
         };

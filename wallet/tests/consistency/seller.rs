@@ -121,6 +121,7 @@ impl World {
             min_first: min_first_payment(self.chain.feerate()).expect("it fits"),
             tip: BlockHeight::new(tip),
             key_index,
+            from: None,
         };
         let (policy, key) = (PayeePolicy::default(), seller_key(key_index));
         match Payee::accept(open, &acceptance, key, policy) {
@@ -309,6 +310,7 @@ impl World {
                 assert!(is_known, "said to close what is not written down");
             }
             Message::Open(_)
+            | Message::Renew(_)
             | Message::Funding(_)
             | Message::Voucher(_)
             | Message::Close(_)
@@ -395,6 +397,7 @@ impl World {
             | Event::Funded { .. }
             | Event::CloseFailed { .. }
             | Event::RolloverDue { .. }
+            | Event::RolloverWanted { .. }
             | Event::LimitChanged { .. }
             | Event::FundingDropped
             | Event::FundingConflicted

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use bitcoin::secp256k1::Keypair;
-use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction};
+use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut};
 use bitmesh_wallet::chain::bitcoind::Bitcoind;
 use bitmesh_wallet::chain::watch::{WatchEvent, Watcher};
 use bitmesh_wallet::chain::{ChainSource, Start};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::Message;
-use bitmesh_wallet::channel::params::{Parties, PayeePolicy, PayerPolicy};
+use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, PayerPolicy};
 use bitmesh_wallet::channel::payee::{self, Acceptance, Payee, Sighting};
 use bitmesh_wallet::channel::payer::{self, Payer, Proposal};
 use bitmesh_wallet::channel::record::{End, Fact, JOURNAL_KIND, Record};
@@ -130,6 +130,8 @@ struct World {
     payee_key: Keypair,
     payees: Shell,
     events: Vec<payee::Event>,
+    /// The output of the channel that is to follow.
+    next: Option<TxOut>,
 }
 
 impl World {
@@ -152,6 +154,7 @@ impl World {
             change_script: payers.purse.wallet.change_script().unwrap(),
             max_min_first: sat(1_000),
             key_index: 0,
+            from: None,
         };
         let mut payer = Payer::propose(proposal, payer_key, PayerPolicy::default(), now);
         let acceptance = Acceptance {
@@ -160,6 +163,7 @@ impl World {
             min_first: tx::min_first_payment(ONE).unwrap(),
             tip,
             key_index: 0,
+            from: None,
         };
         let open = payer.open().clone();
         let policy = PayeePolicy::default();
@@ -176,6 +180,7 @@ impl World {
             payee_key,
             payees,
             events,
+            next: None,
         };
         world.run();
         world
@@ -271,6 +276,15 @@ impl World {
                             payout: self.payees.purse.address().script_pubkey(),
                             feerate: ONE,
                             seed: [2; 32],
+                        };
+                        self.payee.handle(input, self.now).unwrap();
+                    }
+                    payee::Event::RolloverWanted { .. } => {
+                        let input = payee::Input::RolloverChosen {
+                            payout: self.payees.purse.address().script_pubkey(),
+                            feerate: ONE,
+                            seed: [2; 32],
+                            next: self.next.clone().unwrap(),
                         };
                         self.payee.handle(input, self.now).unwrap();
                     }
@@ -483,6 +497,136 @@ fn both_close_together_by_a_transaction_that_looks_like_any_other() {
     let (payer, payee) = (world.payers.books(), world.payees.books());
     assert_eq!(payer.returned, sat(100_000 - 61_234));
     assert_eq!(payee.received, sat(61_234 - SPLIT_VBYTES));
+}
+
+/// What both agree on for a channel of `capacity` that follows the world's.
+fn agree_on_next(world: &mut World, capacity: Amount) -> (Contract, Keypair) {
+    let keys = &world.payers.purse.keys;
+    let key = keys.channel_keypair(Role::Payer, 1).unwrap();
+    let tip = BlockHeight::new(world.node.height());
+    let from = Some(world.payer.proposal());
+    let proposal = Proposal {
+        nonce: [4; 16],
+        network: Network::Regtest,
+        parties: parties(),
+        capacity,
+        expiry: tip.checked_add(1_008).unwrap(),
+        change_script: world.payers.purse.wallet.change_script().unwrap(),
+        max_min_first: sat(1_000),
+        key_index: 1,
+        from,
+    };
+    let payer = Payer::propose(proposal, key, PayerPolicy::default(), world.now);
+    let acceptance = Acceptance {
+        network: Network::Regtest,
+        parties: parties(),
+        min_first: tx::min_first_payment(ONE).unwrap(),
+        tip,
+        key_index: 0,
+        from,
+    };
+    let (open, policy) = (payer.open().clone(), PayeePolicy::default());
+    let payee = Payee::accept(open, &acceptance, world.payee_key, policy).unwrap();
+    (payee.contract().clone(), key)
+}
+
+/// Carries the world's channel over into one of `capacity`, and returns the transaction and the keys.
+fn roll_over(world: &mut World, capacity: Amount) -> (Transaction, Contract, Keypair) {
+    let (contract, key) = agree_on_next(world, capacity);
+    world.next = Some(contract.output());
+    let input = payer::Input::RolloverAsked {
+        feerate: ONE,
+        seed: [1; 32],
+        next: Box::new(contract.clone()),
+    };
+    world.payer.handle(input, world.now).unwrap();
+    world.run();
+    let records = world.payees.records.iter();
+    let mut rolled = records.filter_map(|record| match &record.fact {
+        Fact::Closing { tx } => Some((**tx).clone()),
+        _ => None,
+    });
+    let tx = rolled.next().expect("both have signed");
+    (tx, contract, key)
+}
+
+#[test]
+fn a_rollover_is_taken_by_a_node_and_the_next_channel_can_be_closed_on_top_of_it() {
+    let mut world = World::start();
+    world.mine(3);
+    world.pay(61_234);
+    let rest = sat(100_000 - 61_234);
+
+    let (tx, contract, key) = roll_over(&mut world, rest);
+
+    assert_eq!(tx.vsize() as u64, SPLIT_VBYTES);
+    assert!(world.node.is_in_mempool(&tx));
+    // The payee takes what is paid on the next channel before any block has it, as it may at any time.
+    let next = contract.fund(&tx, 0).unwrap();
+    let voucher = next.sign(&key, sat(5_000)).unwrap();
+    let payout = world.payees.purse.address().script_pubkey();
+    let close = tx::commitment(&next, &voucher, &world.payee_key, &payout, ONE).unwrap();
+    world.payees.source.broadcast(&close).unwrap();
+    assert!(world.node.is_in_mempool(&close));
+    world.mine(6);
+    let settlement = world.payee.settlement().unwrap();
+    assert_eq!(world.payer.settlement(), Some(settlement));
+    assert_eq!(settlement.returned, rest);
+    assert_eq!(settlement.paid(), sat(61_234));
+    assert_eq!(settlement.fee, sat(SPLIT_VBYTES));
+    // The next channel's own refund is good, too, once that has expired.
+    let refund = tx::refund(&next, &key, &payout, ONE).unwrap();
+    assert_eq!(
+        refund.input[0].previous_output,
+        close.input[0].previous_output
+    );
+}
+
+#[test]
+fn a_rollover_into_less_returns_the_rest_and_has_its_measured_size() {
+    let mut world = World::start();
+    world.mine(3);
+    world.pay(61_234);
+    world.payers.purse.sync();
+    let before = world.payers.purse.wallet.balance().total();
+
+    let (tx, ..) = roll_over(&mut world, sat(20_000));
+
+    assert_eq!(tx.vsize() as u64, tx::ROLLOVER_CHANGE_VBYTES);
+    assert!(world.node.is_in_mempool(&tx));
+    assert_eq!(tx.output[1].value, sat(100_000 - 61_234 - 20_000));
+    world.mine(6);
+    world.payers.purse.sync();
+    let after = world.payers.purse.wallet.balance().total();
+    assert_eq!(after - before, tx.output[1].value);
+}
+
+#[test]
+fn the_words_find_a_channel_that_another_was_carried_over_into() {
+    let mut world = World::start();
+    world.mine(3);
+    world.pay(61_234);
+    let rest = sat(100_000 - 61_234);
+    let payee_key = world.payer.contract().unwrap().accept().payee_key;
+    let (tx, contract, key) = roll_over(&mut world, rest);
+    world.mine(1);
+    world.payers.purse.sync();
+
+    let (height, term) = (world.node.height(), 1_008);
+    let wallet = &mut world.payers.purse.wallet;
+    let found = wallet.lost_next(&tx, payee_key, height, 0, term).unwrap();
+
+    assert_eq!(found.outpoint(), contract.fund(&tx, 0).unwrap().outpoint());
+    assert_eq!(found.capacity(), rest);
+    assert_eq!(found.payer_key, key.x_only_public_key().0);
+    assert_eq!((found.key_index, found.payee_key), (1, payee_key));
+    assert_eq!(found.expiry, contract.open().expiry);
+    // By another payee's key nothing is found, and nothing in a transaction that carries nothing over.
+    let stranger = key.x_only_public_key().0;
+    assert_eq!(wallet.lost_next(&tx, stranger, height, 0, term), None);
+    let mut plain = tx;
+    plain.output.remove(0);
+    assert_eq!(wallet.lost_next(&plain, payee_key, height, 0, term), None);
 }
 
 #[test]

@@ -150,9 +150,9 @@ macro_rules! replies {
 }
 
 use super::{
-    Address, Balance, Chain, Channel, ChannelClosed, Channels, ChannelsClosed, ConfigChange,
-    ConfigValues, Earnings, Identity, Lease, Leases, Offers, PeerAdded, Peers, Purchase, Selling,
-    Sent, Status, Stopping, Transactions, Usage, Words,
+    Address, Balance, Chain, Channel, ChannelClosed, ChannelRolledOver, Channels, ChannelsClosed,
+    ConfigChange, ConfigValues, Earnings, Identity, Lease, Leases, Offers, PeerAdded, Peers,
+    Purchase, Selling, Sent, Status, Stopping, Transactions, Usage, Words,
 };
 
 calls! {
@@ -221,6 +221,9 @@ calls! {
     /// Closes every channel that this node is paid on and that is worth it, up to 60 in a
     /// transaction. Leases on them end.
     CloseAllChannels: "POST" "/v1/channels/close", money => ChannelsClosed;
+    /// Carries a channel that this node pays from over into a new one with the same seller: one
+    /// transaction pays the seller what was promised and funds the new channel with the rest.
+    RolloverChannel: "POST" "/v1/channels/{channel}/rollover", money => ChannelRolledOver;
     /// Takes back what a channel holds that this node pays from, once it has expired. A node does it
     /// by itself, too.
     RefundChannel: "POST" "/v1/channels/{channel}/refund", money => ChannelClosed;
@@ -273,6 +276,8 @@ replies! {
     Channel,
     /// Answers [`Command::CloseChannel`] and [`Command::RefundChannel`].
     ChannelClosed,
+    /// Answers [`Command::RolloverChannel`].
+    ChannelRolledOver,
     /// Answers [`Command::CloseAllChannels`].
     ChannelsClosed,
     /// Answers [`Command::GetEarnings`].

@@ -258,6 +258,12 @@ pub struct Channel {
     /// The payer's way out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refund: Option<Refund>,
+    /// The channel that it was carried over from: its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried_from: Option<String>,
+    /// The channel that it was carried over into: its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried_into: Option<String>,
     /// Transaction that closes it, in a block or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closing_txid: Option<String>,
@@ -286,6 +292,8 @@ pub struct ChannelStep {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StepKind {
+    /// The buyer carries it over into a new one, if the two still trade.
+    CarriesOver,
     /// Nothing more is carried or paid on it.
     Stops,
     /// The seller asks the buyer to close it together.
@@ -374,6 +382,51 @@ pub struct ChannelClosed {
 pub struct ShowChannel {
     /// Channel id, or a beginning of it that fits no other.
     pub channel: String,
+}
+
+/// Asks to carry a channel over into a new one, which this node pays from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RolloverChannel {
+    /// Channel id, or peer id of the seller for the channel in use with it; or a beginning of either
+    /// that fits no other.
+    pub channel: String,
+    /// What the new channel is to hold. Absent: everything that was not paid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_sat: Option<u64>,
+    /// Fee rate that the seller's choice is held against. Absent: the present estimate for 6 blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feerate_sat_per_kvb: Option<u64>,
+    /// Say what would come of it; ask nobody and broadcast nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A channel was, or would be, carried over into a new one. The seller pays the fee.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ChannelRolledOver {
+    /// Id of the channel that ends.
+    pub channel: String,
+    /// Id of the channel that follows. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The transaction that ends the one and funds the other. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<String>,
+    /// What the seller is paid out of the channel that ends, before the fee.
+    pub settled_sat: u64,
+    /// What the channel that follows holds.
+    pub capacity_sat: u64,
+    /// What comes back to the wallet.
+    pub change_sat: u64,
+    /// Height from which the channel that follows can be taken back. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiry_height: Option<u32>,
+    /// Whether the network has taken it. If not, it is written down and handed over as soon as the
+    /// chain source takes it.
+    pub broadcast: bool,
 }
 
 /// Asks to take back what a channel holds that this node pays from.

@@ -60,6 +60,7 @@ enum Begun {
 pub(super) enum Handed {
     Sent(api::Sent),
     Closed(api::ChannelClosed),
+    RolledOver(api::ChannelRolledOver),
     /// Says itself of each transaction whether it was taken.
     ClosedAll(api::ChannelsClosed),
 }
@@ -71,6 +72,11 @@ impl Handed {
             Self::Closed(closed) => api::ChannelClosed {
                 broadcast,
                 ..closed
+            }
+            .into(),
+            Self::RolledOver(rolled) => api::ChannelRolledOver {
+                broadcast,
+                ..rolled
             }
             .into(),
             Self::ClosedAll(closed) => closed.into(),
@@ -642,7 +648,10 @@ fn gone() -> ApiError {
 }
 
 fn transaction(entry: &HistoryEntry, channels: &[ChannelView]) -> api::Transaction {
-    let is_funding = |view: &&ChannelView| view.funding.is_some_and(|o| o.txid == entry.txid);
+    // A rollover pays out and funds: to the seller it is the one, to the buyer the other.
+    let is_funding = |view: &&ChannelView| {
+        view.role == Role::Payer && view.funding.is_some_and(|o| o.txid == entry.txid)
+    };
     let is_ending = |view: &&ChannelView| view.settlement.is_some_and(|s| s.txid == entry.txid);
     let kind = if channels.iter().any(|view| is_funding(&view)) {
         api::TransactionKind::Funding

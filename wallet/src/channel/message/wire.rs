@@ -10,7 +10,7 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 use super::{
     Accept, Close, CloseAck, CloseAsk, CloseDone, ClosePartial, DecodeError, Depth, Funding, Kind,
-    MAX_DEPTH, MAX_FUNDING_BYTES, Message, Open, RefusalCode, Refused, VERSION,
+    MAX_DEPTH, MAX_FUNDING_BYTES, Message, Open, RefusalCode, Refused, Renew, VERSION,
 };
 use crate::channel::deadline::BlockHeight;
 use crate::channel::exposure::{ExposureTable, Step};
@@ -114,14 +114,24 @@ impl Message {
             )),
             Self::Close(close) => {
                 let (total, proof) = claim(close.promised.as_ref());
-                encode(&CloseWire(
-                    Kind::Close as u8,
-                    ByteArray::new(*close.channel.as_bytes()),
+                let (kind, channel) =
+                    (self.kind() as u8, ByteArray::new(*close.channel.as_bytes()));
+                let (tranche, nonce) = (
                     close.tranche.index(),
                     ByteArray::new(close.nonce.serialize()),
-                    total,
-                    proof,
-                ))
+                );
+                match &close.next {
+                    None => encode(&CloseWire(kind, channel, tranche, nonce, total, proof)),
+                    Some(next) => encode(&RollWire(
+                        kind,
+                        channel,
+                        tranche,
+                        nonce,
+                        total,
+                        proof,
+                        ByteArray::new(*next.as_bytes()),
+                    )),
+                }
             }
             Self::CloseAck(ack) => encode(&CloseAckWire(
                 Kind::CloseAck as u8,
@@ -148,6 +158,11 @@ impl Message {
                 ByteBuf::from(done.split.payout.to_bytes()),
                 done.split.fee.to_sat(),
                 ByteArray::new(done.signature.serialize()),
+            )),
+            Self::Renew(renew) => encode(&RenewWire(
+                Kind::Renew as u8,
+                ByteArray::new(*renew.from.as_bytes()),
+                ByteBuf::from(renew.open.to_bytes()),
             )),
         }
     }
@@ -188,6 +203,17 @@ impl Message {
                 Self::ClosePartial(decode::<ClosePartialWire>(bytes)?.try_into()?)
             }
             Kind::CloseDone => Self::CloseDone(decode::<CloseDoneWire>(bytes)?.try_into()?),
+            Kind::Renew => {
+                let RenewWire(_, from, open) = decode(bytes)?;
+                match Self::from_bytes(&open)? {
+                    Self::Open(open) => Self::Renew(Box::new(Renew {
+                        from: ProposalId::from_bytes(from.into_array()),
+                        open,
+                    })),
+                    _ => return Err(DecodeError::Field("open")),
+                }
+            }
+            Kind::Roll => Self::Close(Box::new(decode::<RollWire>(bytes)?.try_into()?)),
         };
         if message.to_bytes() != bytes {
             return Err(DecodeError::NotCanonical);
@@ -205,15 +231,17 @@ impl Message {
             Self::Voucher(_) => Kind::Voucher,
             Self::Refused(_) => Kind::Refused,
             Self::CloseAsk(_) => Kind::CloseAsk,
+            Self::Close(close) if close.next.is_some() => Kind::Roll,
             Self::Close(_) => Kind::Close,
+            Self::Renew(_) => Kind::Renew,
             Self::CloseAck(_) => Kind::CloseAck,
             Self::ClosePartial(_) => Kind::ClosePartial,
             Self::CloseDone(_) => Kind::CloseDone,
         }
     }
 
-    /// The id the message names: that of a channel, or of a proposal for [`Open`] (its own),
-    /// [`Accept`] and some [`Refused`]. Enough to find the machine it is for.
+    /// The id the message names: that of a channel, or of a proposal for [`Open`] and [`Renew`] (its
+    /// own), [`Accept`] and some [`Refused`]. Enough to find the machine it is for.
     pub fn subject(&self) -> [u8; 32] {
         match self {
             Self::Open(open) => *open.proposal().as_bytes(),
@@ -227,6 +255,7 @@ impl Message {
             Self::CloseAck(ack) => *ack.channel.as_bytes(),
             Self::ClosePartial(half) => *half.channel.as_bytes(),
             Self::CloseDone(done) => *done.channel.as_bytes(),
+            Self::Renew(renew) => *renew.open.proposal().as_bytes(),
         }
     }
 }
@@ -353,6 +382,20 @@ struct CloseAskWire(u8, Bytes32, u8);
 struct CloseWire(u8, Bytes32, u8, ByteArray<NONCE_BYTES>, u64, ByteBuf);
 
 #[derive(Serialize, Deserialize)]
+struct RollWire(
+    u8,
+    Bytes32,
+    u8,
+    ByteArray<NONCE_BYTES>,
+    u64,
+    ByteBuf,
+    Bytes32,
+);
+
+#[derive(Serialize, Deserialize)]
+struct RenewWire(u8, Bytes32, ByteBuf);
+
+#[derive(Serialize, Deserialize)]
 struct CloseAckWire(
     u8,
     Bytes32,
@@ -475,6 +518,20 @@ impl TryFrom<CloseWire> for Close {
             tranche: TrancheIndex::new(tranche),
             nonce: nonce(&public)?,
             promised: claim_from(total, &proof, "promised")?,
+            next: None,
+        })
+    }
+}
+
+impl TryFrom<RollWire> for Close {
+    type Error = DecodeError;
+
+    fn try_from(wire: RollWire) -> Result<Self, DecodeError> {
+        let RollWire(kind, channel, tranche, nonce, total, proof, next) = wire;
+        let close = Self::try_from(CloseWire(kind, channel, tranche, nonce, total, proof))?;
+        Ok(Self {
+            next: Some(ChannelId::from_bytes(next.into_array())),
+            ..close
         })
     }
 }

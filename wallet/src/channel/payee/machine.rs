@@ -12,13 +12,13 @@ use bitcoin::secp256k1::Keypair;
 use bitcoin::{Amount, FeeRate, ScriptBuf, Transaction};
 
 use super::{Acceptance, CloseError, Error, Event, Input, Output, Sighting};
-use crate::channel::TrancheIndex;
 use crate::channel::deadline::{BlockHeight, Phase};
 use crate::channel::message::{Accept, Depth, Funding, Kind, Message, Open};
 use crate::channel::params::{Contract, FINAL_DEPTH, OpenError, PayeePolicy};
 use crate::channel::record::{End, Fact, Record};
 use crate::channel::tx;
 use crate::channel::voucher::Voucher;
+use crate::channel::{ProposalId, TrancheIndex};
 
 use self::state::{Attempt, Chain, Funded, Grant, Spend, State, Wish};
 
@@ -28,6 +28,7 @@ pub struct Payee {
     policy: PayeePolicy,
     keypair: Keypair,
     contract: Contract,
+    from: Option<ProposalId>,
     state: State,
     tip: Option<BlockHeight>,
     /// Set after a restart until the first tip: a payee that comes back late closes at once.
@@ -57,6 +58,7 @@ impl Payee {
             min_first,
             tip,
             key_index,
+            from,
         } = *acceptance;
         policy.check(&open, network, parties, min_first, tip)?;
         let accept = Accept {
@@ -69,10 +71,12 @@ impl Payee {
             Contract::new(open.clone(), accept.clone()).map_err(|_| OpenError::SameKey)?;
         let mut payee = Self::new(contract, keypair, policy);
         payee.tip = Some(tip);
+        payee.from = from;
         payee.persist(Fact::Agreed {
             open,
             accept: accept.clone(),
             key_index,
+            from,
         });
         payee
             .outputs
@@ -85,6 +89,7 @@ impl Payee {
             policy,
             keypair,
             contract,
+            from: None,
             state: State::Accepted,
             tip: None,
             is_returning: false,
@@ -104,6 +109,7 @@ impl Payee {
             Input::Reconnected => self.tell_depth(),
             Input::TipChanged(tip) => self.tip_changed(tip),
             Input::FundingSeen(sighting) => self.seen(sighting, now),
+            Input::RolloverSeen => self.rollover_seen(now),
             Input::FundingConfirmed { confirmations } => self.confirmed(confirmations),
             Input::FundingDropped => self.lost(Chain::Dropped),
             Input::FundingConflicted { confirmations } => {
@@ -128,7 +134,14 @@ impl Payee {
                 payout,
                 feerate,
                 seed,
-            } => self.split_chosen(&payout, feerate, seed),
+            } => self.split_chosen(&payout, feerate, seed, None),
+            Input::RolloverChosen {
+                payout,
+                feerate,
+                seed,
+                next,
+            } => self.split_chosen(&payout, feerate, seed, Some(next)),
+            Input::RolloverUnknown => self.rollover_unknown(),
             Input::Unreachable => self.close_unreachable(),
             Input::AbandonAsked => match self.state {
                 State::Accepted => self.abandon(),
@@ -198,12 +211,21 @@ impl Payee {
                     .push_back(Output::Send(Message::Accept(accept)));
                 Ok(())
             }
+            Message::Renew(renew)
+                if Some(renew.from) == self.from && renew.open == *self.contract.open() =>
+            {
+                let accept = self.contract.accept().clone();
+                self.outputs
+                    .push_back(Output::Send(Message::Accept(accept)));
+                Ok(())
+            }
             Message::Funding(funding) => self.funding_received(*funding),
             Message::Voucher(voucher) => self.voucher_received(voucher),
             Message::Close(close) => self.close_begun(*close, now),
             Message::ClosePartial(half) => self.close_signed(half),
             Message::Refused(refused) => self.close_refused(refused),
             Message::Open(_)
+            | Message::Renew(_)
             | Message::Accept(_)
             | Message::Depth(_)
             | Message::CloseAsk(_)
@@ -328,6 +350,32 @@ impl Payee {
         }
         self.limit_may_have_changed();
         self.handle_timeout(now);
+    }
+
+    /// The funding is a rollover of ours, in the mempool. Only we could displace it, so that it is trusted
+    /// as far as one that is in a block, and takes nothing of the budget for those who could be anybody.
+    /// Whoever trusts nothing unconfirmed, or cannot see it, does not trust this either.
+    fn rollover_seen(&mut self, now: Instant) {
+        let exposure = &self.contract.accept().exposure;
+        let trust = match exposure.limit(0) {
+            Amount::ZERO => Amount::ZERO,
+            limit => limit.max(exposure.limit(1)),
+        };
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        let was = std::mem::replace(
+            &mut funded.chain,
+            Chain::Mempool {
+                since: now,
+                is_sound: true,
+                grant: Grant::Given(trust),
+            },
+        );
+        if was.is_lost() {
+            self.notify(Event::FundingFound);
+        }
+        self.limit_may_have_changed();
     }
 
     fn confirmed(&mut self, confirmations: u32) {

@@ -13,7 +13,7 @@ use bitcoin::{Amount, FeeRate, Transaction};
 
 use super::{Error, Event, Input, Output, PayError, Proposal, RefundError};
 use crate::channel::deadline::{BlockHeight, Phase};
-use crate::channel::message::{Accept, Depth, Kind, Message, Open, RefusalCode, Refused};
+use crate::channel::message::{Accept, Depth, Kind, Message, Open, RefusalCode, Refused, Renew};
 use crate::channel::params::{Contract, FINAL_DEPTH, PayerPolicy, genesis};
 use crate::channel::record::{Fact, Record};
 use crate::channel::tx;
@@ -30,6 +30,7 @@ pub struct Payer {
     open: Open,
     proposal: ProposalId,
     max_min_first: Amount,
+    from: Option<ProposalId>,
     state: State,
     tip: Option<BlockHeight>,
     resend: Resend,
@@ -58,8 +59,10 @@ impl Payer {
             open: open.clone(),
             key_index: proposal.key_index,
             max_min_first: proposal.max_min_first,
+            from: proposal.from,
         };
         let mut payer = Self::new(open, proposal.max_min_first, keypair, policy);
+        payer.from = proposal.from;
         payer.persist(fact);
         payer.send_pending(now);
         payer
@@ -72,6 +75,7 @@ impl Payer {
             proposal: open.proposal(),
             open,
             max_min_first,
+            from: None,
             state: State::Proposed,
             tip: None,
             resend: Resend::default(),
@@ -146,6 +150,13 @@ impl Payer {
             Input::TogetherAsked { feerate, seed } => {
                 self.close_together(feerate, seed, now).map_err(Error::from)
             }
+            Input::RolloverAsked {
+                feerate,
+                seed,
+                next,
+            } => self
+                .roll_over(feerate, seed, &next, now)
+                .map_err(Error::from),
             Input::Unreachable => {
                 self.close_unreachable(now);
                 Ok(())
@@ -190,7 +201,8 @@ impl Payer {
             | Message::Funding(_)
             | Message::Voucher(_)
             | Message::Close(_)
-            | Message::ClosePartial(_) => Err(Error::Unexpected {
+            | Message::ClosePartial(_)
+            | Message::Renew(_) => Err(Error::Unexpected {
                 kind: message.kind(),
             }),
         }
@@ -216,14 +228,19 @@ impl Payer {
             channel: contract.id(),
             min_first,
         });
-        let (script, amount) = (
-            contract.scripts().output().clone(),
-            contract.open().capacity,
-        );
-        self.outputs.push_back(Output::Fund { script, amount });
+        self.ask_for_funding(&contract);
         self.state = State::Negotiated(Box::new(contract));
         self.answered();
         Ok(())
+    }
+
+    /// Asks the wallet for the funding, unless that comes from another channel.
+    fn ask_for_funding(&mut self, contract: &Contract) {
+        if self.from.is_none() {
+            let script = contract.scripts().output().clone();
+            let amount = contract.open().capacity;
+            self.outputs.push_back(Output::Fund { script, amount });
+        }
     }
 
     fn funding_signed(&mut self, tx: Transaction, fee: Amount, now: Instant) -> Result<(), Error> {
@@ -430,6 +447,9 @@ impl Payer {
             self.outputs
                 .push_back(Output::Broadcast(Box::new(funded.funding.clone())));
         }
+        if phase == Some(Phase::Propose) {
+            self.rollover_due();
+        }
         self.resume_close();
     }
 
@@ -549,7 +569,13 @@ impl Payer {
     /// Sends the last message that is not answered, and arms the clock for the next time.
     fn send_pending(&mut self, now: Instant) {
         let message = match &self.state {
-            State::Proposed => Message::Open(self.open.clone()),
+            State::Proposed => {
+                let open = self.open.clone();
+                match self.from {
+                    None => Message::Open(open),
+                    Some(from) => Message::Renew(Box::new(Renew { from, open })),
+                }
+            }
             State::Funded(funded) if funded.is_ending() => return self.answered(),
             State::Funded(funded) => match &funded.attempt {
                 Some(attempt) => attempt.message(),

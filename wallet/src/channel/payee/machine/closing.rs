@@ -6,15 +6,16 @@
 
 use std::time::Instant;
 
-use bitcoin::{FeeRate, ScriptBuf};
+use bitcoin::{FeeRate, ScriptBuf, TxOut};
 
 use super::Payee;
-use super::state::{Attempt, Funded, State, Step, Wish};
+use super::state::{Attempt, Chain, Funded, State, Step, Wish};
+use crate::channel::deadline::Phase;
 use crate::channel::message::{
     Close, CloseAck, CloseAsk, CloseDone, ClosePartial, Kind, Message, RefusalCode, Refused,
 };
 use crate::channel::musig::{self, Nonce};
-use crate::channel::params::{CLOSE_PATIENCE, CLOSE_RESPITE};
+use crate::channel::params::{CLOSE_PATIENCE, CLOSE_RESPITE, Tranche};
 use crate::channel::payee::{CloseError, Error, Event, Output};
 use crate::channel::record::Fact;
 use crate::channel::split::{CloseFailure, Split};
@@ -57,6 +58,10 @@ impl Payee {
         if funded.chain.is_lost() {
             return Err(Error::Frozen);
         }
+        if close.next.is_some() {
+            self.check_rollover(&close)?;
+        }
+        let funded = self.closing(close.channel, close.tranche, Kind::Close)?;
         let (wish, until) = match &funded.attempt {
             Some(Attempt {
                 step: Step::Offered { ack, .. },
@@ -103,12 +108,66 @@ impl Payee {
         if let Some(voucher) = voucher {
             self.hold(voucher);
         }
-        self.notify(Event::SplitDue);
+        self.notify(match close.next {
+            None => Event::SplitDue,
+            Some(next) => Event::RolloverWanted { next },
+        });
         Ok(())
     }
 
+    /// A rollover is begun only where it can be trusted unconfirmed, and where nothing but a rollover can
+    /// come of the attempt: an operator that wants to close does not want to carry over.
+    fn check_rollover(&self, close: &Close) -> Result<(), Error> {
+        let State::Funded(funded) = &self.state else {
+            return Err(Error::Closing);
+        };
+        let phase = self
+            .tip
+            .map(|tip| self.policy.margins.phase(self.contract.open().expiry, tip));
+        let wants_end = funded
+            .attempt
+            .as_ref()
+            .is_some_and(|attempt| attempt.wish == Some(Wish::Operator));
+        if phase.is_none_or(|phase| phase >= Phase::Close) || wants_end {
+            return Err(Error::Closing);
+        }
+        // The voucher that comes with it counts as held.
+        let is_paid = close.promised.is_some() || funded.held.is_some();
+        let is_deep = match funded.chain {
+            Chain::Confirmed { confirmations } => {
+                confirmations >= self.contract.accept().exposure.final_depth()
+            }
+            Chain::Unseen | Chain::Mempool { .. } | Chain::Dropped | Chain::Conflicted => false,
+        };
+        match is_paid && is_deep {
+            true => Ok(()),
+            false => Err(Error::Frozen),
+        }
+    }
+
+    /// There is no channel of that id to carry over into; the payer is told.
+    pub(super) fn rollover_unknown(&mut self) {
+        let State::Funded(funded) = &self.state else {
+            return;
+        };
+        let step = funded.attempt.as_ref().map(|attempt| &attempt.step);
+        if let Some(Step::Wanted { close }) = step
+            && close.next.is_some()
+        {
+            let (subject, code) = (*self.contract.id().as_bytes(), RefusalCode::Unknown);
+            self.send(Message::Refused(Refused { subject, code }));
+            self.close_failed(CloseFailure::NoNext);
+        }
+    }
+
     /// The node's answer to [`Event::SplitDue`]. Too late, it changes nothing.
-    pub(super) fn split_chosen(&mut self, payout: &ScriptBuf, feerate: FeeRate, seed: [u8; 32]) {
+    pub(super) fn split_chosen(
+        &mut self,
+        payout: &ScriptBuf,
+        feerate: FeeRate,
+        seed: [u8; 32],
+        next: Option<TxOut>,
+    ) {
         let State::Funded(funded) = &mut self.state else {
             return;
         };
@@ -120,8 +179,11 @@ impl Payee {
         else {
             return;
         };
+        if close.next.is_some() != next.is_some() {
+            return;
+        }
         let (close, is_operators) = (*close, *wish == Some(Wish::Operator));
-        let tranche = &funded.tranche;
+        let tranche = &funded.ground(next.as_ref());
         let split = match Split::new(tranche, funded.held_total(), payout, feerate) {
             Ok(split) if is_operators || split.is_worth_it_for_payee() => split,
             Ok(Split { fee, total, .. }) => {
@@ -147,6 +209,7 @@ impl Payee {
                 theirs: close.nonce,
                 digest,
                 ack: ack.clone(),
+                next,
             };
         }
         self.send(Message::CloseAck(ack));
@@ -168,6 +231,7 @@ impl Payee {
             theirs,
             digest,
             ack,
+            ..
         }) = step
         else {
             return Err(Error::NoAttempt);
@@ -186,6 +250,7 @@ impl Payee {
                     theirs,
                     digest,
                     ack,
+                    next,
                 },
             ..
         }) = funded.attempt.take()
@@ -198,7 +263,8 @@ impl Payee {
         let pair = (&ours.0, &ours.1);
         let signature = musig::join(scripts, &digest, pair, [&half.partial, &partial]);
         let split = ack.split;
-        let tx = signature.and_then(|signature| split.signed(&funded.tranche, &signature));
+        let ground = funded.ground(next.as_ref());
+        let tx = signature.and_then(|signature| split.signed(&ground, &signature));
         // Two valid halves always make a whole; if ever not, nothing was given away.
         let tx = Box::new(tx.ok_or(Error::Partial)?);
         funded.close = Some((*tx).clone());
@@ -306,6 +372,14 @@ impl Payee {
 }
 
 impl Funded {
+    /// What a split is made from: the tranche, and the output of the next channel if there is one.
+    fn ground(&self, next: Option<&TxOut>) -> Tranche {
+        match next {
+            Some(next) => self.tranche.carried_into(next.clone()),
+            None => self.tranche.clone(),
+        }
+    }
+
     /// Whether a split is on offer: a voucher that pays more has to wait.
     pub(super) fn is_frozen(&self) -> bool {
         let step = self.attempt.as_ref().map(|attempt| &attempt.step);

@@ -31,7 +31,9 @@ impl Payee {
         let Some((
             _,
             Record {
-                fact: Fact::Agreed { open, accept, .. },
+                fact: Fact::Agreed {
+                    open, accept, from, ..
+                },
                 proposal,
             },
         )) = records.next()
@@ -47,6 +49,7 @@ impl Payee {
         }
         let mut payee = Self::new(contract, keypair, policy);
         payee.is_returning = true;
+        payee.from = from;
         for (index, record) in records {
             let is_ours = record.proposal == proposal;
             if !is_ours || !payee.replay(record.fact) {

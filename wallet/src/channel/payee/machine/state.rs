@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use bitcoin::{Amount, Transaction};
+use bitcoin::{Amount, Transaction, TxOut};
 
 use crate::channel::message::{Close, CloseAck};
 use crate::channel::musig::{Nonce, PublicNonce};
@@ -73,6 +73,8 @@ pub(super) enum Step {
         theirs: PublicNonce,
         digest: [u8; 32],
         ack: Box<CloseAck>,
+        /// The output of the next channel, if it is a rollover.
+        next: Option<TxOut>,
     },
 }
 

@@ -21,6 +21,39 @@ impl Payee {
         self.contract.proposal()
     }
 
+    /// The channel that this one is funded from by a rollover, if it is.
+    pub const fn carried_from(&self) -> Option<ProposalId> {
+        self.from
+    }
+
+    /// Whether the rest of this channel may be carried over: something is paid on it, its funding is
+    /// deep enough for everything to count, nothing ends it, and the expiry is not so near that it must
+    /// be closed alone.
+    pub fn may_roll_over(&self) -> bool {
+        let State::Funded(funded) = &self.state else {
+            return false;
+        };
+        let phase = self
+            .tip
+            .map(|tip| self.policy.margins.phase(self.contract.open().expiry, tip));
+        let is_deep = match funded.chain {
+            Chain::Confirmed { confirmations } => {
+                confirmations >= self.contract.accept().exposure.final_depth()
+            }
+            Chain::Unseen | Chain::Mempool { .. } | Chain::Dropped | Chain::Conflicted => false,
+        };
+        is_deep
+            && phase.is_some_and(|phase| phase < Phase::Close)
+            && funded.held.is_some()
+            && funded.close.is_none()
+            && funded.spent.is_none()
+    }
+
+    /// Whether the payer has a split that may still be signed.
+    pub fn is_signing(&self) -> bool {
+        matches!(&self.state, State::Funded(funded) if funded.is_frozen())
+    }
+
     /// The channel's id.
     pub const fn channel(&self) -> ChannelId {
         self.contract.id()

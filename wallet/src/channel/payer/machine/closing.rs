@@ -8,22 +8,26 @@
 //!   │ ── ClosePartial ────────────▶ │   Splitting is durable before
 //!   │ ◀──────────────── CloseDone ──│   Closing is durable before
 //! ```
+//!
+//! A rollover is the same, but that the rest goes into the output of the next channel.
 
 use std::time::Instant;
 
-use bitcoin::{Amount, FeeRate};
+use bitcoin::{Amount, FeeRate, TxOut};
 
 use super::Payer;
-use super::state::{Attempt, Funded, Resend, State, Step};
+use super::state::{Attempt, Chain, Funded, Resend, State, Step};
+use crate::channel::ChannelId;
 use crate::channel::deadline::Phase;
 use crate::channel::message::{
     Close, CloseAck, CloseDone, ClosePartial, Kind, Message, RefusalCode, Refused,
 };
 use crate::channel::musig::Nonce;
-use crate::channel::params::CLOSE_PATIENCE;
+use crate::channel::params::{CLOSE_PATIENCE, Contract, Tranche};
 use crate::channel::payer::{CloseError, Error, Event, Output};
 use crate::channel::record::Fact;
 use crate::channel::split::CloseFailure;
+use crate::channel::tx::DUST_P2TR;
 
 impl Payer {
     /// Begins an attempt. One that goes on already goes on.
@@ -33,19 +37,66 @@ impl Payer {
         seed: [u8; 32],
         now: Instant,
     ) -> Result<(), CloseError> {
-        let phase = self.phase();
-        let State::Funded(funded) = &mut self.state else {
+        let funded = self.closable()?;
+        if funded.attempt.is_none() {
+            self.begin(feerate, seed, None, now);
+        }
+        Ok(())
+    }
+
+    /// Begins an attempt that carries the rest over.
+    pub(super) fn roll_over(
+        &mut self,
+        feerate: FeeRate,
+        seed: [u8; 32],
+        next: &Contract,
+        now: Instant,
+    ) -> Result<(), CloseError> {
+        let funded = self.closable()?;
+        // A second half is not given away for another next channel: one is enough to look out for.
+        if funded.is_frozen() {
+            return Err(CloseError::Closing);
+        }
+        if funded.promised == Amount::ZERO {
+            return Err(CloseError::Unpaid);
+        }
+        let rest = funded.tranche.capacity().checked_sub(funded.promised);
+        let left = rest.and_then(|rest| rest.checked_sub(next.open().capacity));
+        let is_whole = left.is_some_and(|left| left == Amount::ZERO || left >= DUST_P2TR);
+        // By its own key alone the payer finds the next channel again, if nothing else is left to it.
+        let is_same_payee = next.accept().payee_key == funded.contract.accept().payee_key
+            && next.open().payee == funded.contract.open().payee;
+        if !is_whole || !is_same_payee {
+            return Err(CloseError::Next);
+        }
+        self.begin(feerate, seed, Some((next.id(), next.output())), now);
+        Ok(())
+    }
+
+    fn closable(&self) -> Result<&Funded, CloseError> {
+        let State::Funded(funded) = &self.state else {
             return Err(CloseError::NothingLocked);
         };
-        if funded.spent.is_some() || funded.refund.is_some() || funded.close.is_some() {
+        if funded.is_ending() {
             return Err(CloseError::Ending);
         }
-        if phase == Some(Phase::Expired) {
+        if self.phase() == Some(Phase::Expired) {
             return Err(CloseError::Expired);
         }
-        if funded.attempt.is_some() {
-            return Ok(());
-        }
+        Ok(funded)
+    }
+
+    fn begin(
+        &mut self,
+        feerate: FeeRate,
+        seed: [u8; 32],
+        next: Option<(ChannelId, TxOut)>,
+        now: Instant,
+    ) {
+        let State::Funded(funded) = &mut self.state else {
+            return;
+        };
+        let (next, output) = next.unzip();
         let tranche = &funded.tranche;
         let promised = (funded.promised > Amount::ZERO)
             .then(|| tranche.sign(&self.keypair, funded.promised))
@@ -57,15 +108,30 @@ impl Payer {
             tranche: tranche.index(),
             nonce: nonce.public(),
             promised,
+            next,
         };
         funded.attempt = Some(Attempt {
             feerate,
             until: now.checked_add(CLOSE_PATIENCE).unwrap_or(now),
+            next: output,
             step: Step::Asked { nonce, close },
         });
         self.resend = Resend::default();
         self.send_pending(now);
-        Ok(())
+    }
+
+    /// The expiry comes near: what is left may be carried over, if something was paid on it.
+    pub(super) fn rollover_due(&mut self) {
+        let Some(tip) = self.tip else { return };
+        let blocks_left = tip.blocks_until(self.open.expiry);
+        if let State::Funded(funded) = &self.state
+            && !funded.is_ending()
+            && !funded.is_frozen()
+            && funded.chain == Chain::Confirmed
+            && funded.promised > Amount::ZERO
+        {
+            self.notify(Event::RolloverDue { blocks_left });
+        }
     }
 
     /// The payee asks for it: so does the node, unless it is on its way.
@@ -106,11 +172,11 @@ impl Payer {
             }
             Step::Asked { .. } | Step::Signed { .. } => return Err(unexpected),
         }
-        let (tranche, promised) = (&funded.tranche, funded.promised);
+        let (tranche, promised) = (funded.ground(attempt.next.as_ref()), funded.promised);
         let digest = ack
             .split
-            .check_for_payer(tranche, promised, attempt.feerate)
-            .and_then(|()| ack.split.digest(tranche));
+            .check_for_payer(&tranche, promised, attempt.feerate)
+            .and_then(|()| ack.split.digest(&tranche));
         let digest = match digest {
             Ok(digest) => digest,
             Err(error) => {
@@ -122,6 +188,7 @@ impl Payer {
         let Some(Attempt {
             feerate,
             until,
+            next,
             step: Step::Asked { nonce, .. },
         }) = funded.attempt.take()
         else {
@@ -135,12 +202,22 @@ impl Payer {
         };
         let (tranche, total) = (ack.tranche, ack.split.total);
         let is_first = !std::mem::replace(&mut funded.is_half_signed, true);
+        // What was given away for an earlier next channel is still looked out for.
+        if next.is_some() {
+            funded.next.clone_from(&next);
+        }
+        let next_known = funded.next.clone();
         funded.attempt = Some(Attempt {
             feerate,
             until,
+            next,
             step: Step::Signed { ack, half },
         });
-        self.persist(Fact::Splitting { tranche, total });
+        self.persist(Fact::Splitting {
+            tranche,
+            total,
+            next: next_known,
+        });
         if is_first {
             self.notify(Event::HalfSigned { total });
         }
@@ -165,7 +242,9 @@ impl Payer {
         if funded.is_ending() {
             return Ok(());
         }
-        let signed = done.split.signed(&funded.tranche, &done.signature);
+        let next = funded.next.as_ref();
+        let signed = |tranche: &Tranche| done.split.signed(tranche, &done.signature);
+        let signed = signed(&funded.tranche).or_else(|| signed(&funded.ground(Some(next?))));
         let tx = Box::new(signed.ok_or(Error::Signature)?);
         funded.attempt = None;
         funded.close = Some((*tx).clone());
@@ -235,6 +314,14 @@ impl Payer {
 }
 
 impl Funded {
+    /// What a split is made from: the tranche, and the output of the next channel if there is one.
+    fn ground(&self, next: Option<&TxOut>) -> Tranche {
+        match next {
+            Some(next) => self.tranche.carried_into(next.clone()),
+            None => self.tranche.clone(),
+        }
+    }
+
     /// Whether the output is being spent, or a transaction that spends it is made.
     pub(super) const fn is_ending(&self) -> bool {
         self.spent.is_some() || self.refund.is_some() || self.close.is_some()

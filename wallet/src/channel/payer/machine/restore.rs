@@ -34,6 +34,7 @@ impl Payer {
                     Fact::Proposed {
                         open,
                         max_min_first,
+                        from,
                         ..
                     },
                 proposal,
@@ -49,6 +50,7 @@ impl Payer {
             return Err(RestoreError::Key);
         }
         let mut payer = Self::new(open, max_min_first, keypair, policy);
+        payer.from = from;
         for (index, record) in records {
             let is_ours = record.proposal == proposal;
             if !is_ours || !payer.replay(record.fact) {
@@ -86,8 +88,9 @@ impl Payer {
                 funded.promised = total;
                 State::Funded(funded)
             }
-            (State::Funded(mut funded), Fact::Splitting { .. }) => {
+            (State::Funded(mut funded), Fact::Splitting { next, .. }) => {
                 funded.is_half_signed = true;
+                funded.next = next;
                 State::Funded(funded)
             }
             (State::Funded(mut funded), Fact::Closing { tx }) => {
@@ -113,11 +116,8 @@ impl Payer {
         match &self.state {
             State::Proposed | State::Settled { .. } | State::Abandoned => {}
             State::Negotiated(contract) => {
-                let (script, amount) = (
-                    contract.scripts().output().clone(),
-                    contract.open().capacity,
-                );
-                self.outputs.push_back(Output::Fund { script, amount });
+                let contract = contract.clone();
+                self.ask_for_funding(&contract);
             }
             State::Funded(funded) => {
                 let watch = funded.watch();

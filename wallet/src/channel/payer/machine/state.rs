@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bitcoin::{Amount, FeeRate, Transaction};
+use bitcoin::{Amount, FeeRate, Transaction, TxOut};
 
 use crate::channel::message::{Close, CloseAck, ClosePartial, Funding, Message};
 use crate::channel::musig::Nonce;
@@ -44,6 +44,8 @@ pub(super) struct Funded {
     pub(super) attempt: Option<Attempt>,
     /// Whether our half of a close was ever given away.
     pub(super) is_half_signed: bool,
+    /// The output of the next channel in that close, if it was a rollover.
+    pub(super) next: Option<TxOut>,
     /// A close signed by both.
     pub(super) close: Option<Transaction>,
     pub(super) spent: Option<Spend>,
@@ -56,6 +58,8 @@ pub(super) struct Attempt {
     pub(super) feerate: FeeRate,
     /// When it is given up.
     pub(super) until: Instant,
+    /// The output of the next channel, if it is a rollover.
+    pub(super) next: Option<TxOut>,
     pub(super) step: Step,
 }
 
@@ -101,6 +105,7 @@ impl Funded {
             refund: None,
             attempt: None,
             is_half_signed: false,
+            next: None,
             close: None,
             spent: None,
         }

@@ -23,6 +23,16 @@ impl Payer {
         &self.open
     }
 
+    /// The channel that this one is funded from by a rollover, if it is not from coins.
+    pub const fn carried_from(&self) -> Option<ProposalId> {
+        self.from
+    }
+
+    /// Whether our half of a close was ever given away, so that the payee can end the channel by it.
+    pub fn is_half_signed(&self) -> bool {
+        matches!(&self.state, State::Funded(funded) if funded.is_half_signed)
+    }
+
     /// The channel's id, once the payee agreed.
     pub fn channel(&self) -> Option<ChannelId> {
         self.contract().map(Contract::id)
