@@ -9,8 +9,8 @@ mod text;
 pub use self::{
     market::{lease, leases, offers, opening, purchase, selling, usage},
     money::{
-        address, balance, channel, channel_closed, channels, channels_closed, earnings,
-        entries_csv, sent, transactions, words,
+        address, balance, channel, channel_closed, channels, channels_closed, channels_opened,
+        earnings, entries_csv, sent, transactions, words,
     },
     node::{config_change, config_values, event, identity, peer_added, peers, status},
 };

@@ -9,6 +9,7 @@ mod closed;
 mod commands;
 mod earnings;
 mod money;
+mod opening;
 mod outlet;
 mod requests;
 mod selling;
@@ -174,6 +175,8 @@ struct Driver {
     /// Held by whoever folds the journal: it takes memory, so one at a time.
     folding: Arc<Semaphore>,
     together: Vec<commands::Together>,
+    /// Channels that somebody waits for.
+    openings: Vec<opening::Opening>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,

@@ -17,6 +17,7 @@ pub mod protocol;
 mod records;
 pub mod settings;
 pub mod tunnel;
+mod viability;
 pub mod words;
 
 pub use driver::{StartError, run};

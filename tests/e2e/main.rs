@@ -11,6 +11,7 @@ mod misuse;
 mod names;
 mod node;
 mod offers;
+mod opening;
 mod sources;
 mod together;
 mod trade;

@@ -21,7 +21,7 @@ use bitmesh_wallet::chain::{ChainSource, Sight, Start};
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::exposure::{ExposureTable, ExposureTableError, Step};
 use bitmesh_wallet::channel::params::{PayeePolicy, PayerPolicy};
-use bitmesh_wallet::channel::record::{JOURNAL_KIND, Record};
+use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
 use bitmesh_wallet::keys::{Keys, Role};
 use bitmesh_wallet::onchain::Wallet;
 use bitmesh_wallet::store::Journal;
@@ -50,6 +50,9 @@ use crate::words::{self, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
 const CHAIN_UPDATES: usize = 8;
+
+/// Outputs of a funding of one channel: the channel and the change.
+const ONE_AND_CHANGE: usize = 2;
 
 /// Where the channel keys of a restored seller begin: beyond what a seller uses up, and with as many
 /// left.
@@ -249,6 +252,7 @@ async fn open(
         moment: None,
         folding: Arc::new(Semaphore::new(1)),
         together: Vec::new(),
+        openings: Vec::new(),
         broken: false,
         next_tick: now,
         config,
@@ -294,10 +298,18 @@ impl Driver {
         let mut channels: Vec<(ProposalId, Vec<Record>)> = Vec::new();
         let mut leases: Vec<(Lease, Role, Vec<session::Record>)> = Vec::new();
         let mut by_lease: BTreeMap<LeaseId, usize> = BTreeMap::new();
+        // Fundings of several channels, which a crash may have left known to some of them only.
+        let mut shared: Vec<bitcoin::Transaction> = Vec::new();
         for (index, (kind, bytes)) in entries.into_iter().enumerate() {
             let unreadable = || broken(format!("record {index} of kind {kind} cannot be read"));
             if kind == JOURNAL_KIND {
                 let record = Record::from_bytes(&bytes).map_err(|_| unreadable())?;
+                if let Fact::Funded { tx, .. } = &record.fact
+                    && tx.output.len() > ONE_AND_CHANGE
+                    && shared.last() != Some(&**tx)
+                {
+                    shared.push((**tx).clone());
+                }
                 match channels
                     .iter_mut()
                     .find(|(proposal, _)| *proposal == record.proposal)
@@ -343,6 +355,8 @@ impl Driver {
                 .restore(records, now)
                 .map_err(|error| broken(format!("channel {proposal}: {error}")))?;
         }
+        let wallet = &self.wallet;
+        self.payments.complete(&shared, |tx| wallet.fee_of(tx), now);
         for (lease, role, records) in leases {
             let id = lease.id();
             if role == Role::Payee {
