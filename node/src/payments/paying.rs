@@ -14,7 +14,7 @@ use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::payee::Payee;
 use bitmesh_wallet::channel::payer::{self, PayError};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{Channel, MAX_CHANNELS, Output, Pair, Payments, is_on_its_way, is_usable};
 
@@ -182,7 +182,7 @@ impl Payments {
                 Err(
                     error @ (PayError::NotOpen | PayError::Stopped { .. } | PayError::Total(_)),
                 ) => {
-                    warn!(channel = %id, %error, "the channel can no longer pay");
+                    debug!(channel = %id, %error, "the channel can no longer pay");
                 }
             }
         }
