@@ -19,8 +19,9 @@ pub use self::{
         RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
     },
     money::{
-        ChannelCloseArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelsArgs, ChannelsCommand,
-        EarningsArgs, PassphraseArgs, PassphraseCommand, SendArgs, WalletArgs, WalletCommand,
+        ChannelCloseArgs, ChannelOpenArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelTopUpArgs,
+        ChannelsArgs, ChannelsCommand, EarningsArgs, OpeningArgs, PassphraseArgs, PassphraseCommand,
+        PeerOrAmount, SendArgs, WalletArgs, WalletCommand,
     },
     node::{
         ApiArgs, BackupArgs, BackupCommand, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs,
@@ -254,10 +255,11 @@ While the lease is open, point programs at the proxy it names (SOCKS5 and HTTP):
   bitmesh wallet receive
   bitmesh wallet send bcrt1q… 50000sat --dry-run")]
     Wallet(WalletArgs),
-    /// List payment channels, show one, carry it over, close or refund
+    /// List payment channels, show one, open, top up, carry over, close or refund
     #[command(after_help = "Examples:
   bitmesh channels
   bitmesh channels show 90bc
+  bitmesh channels open 12D3KooWAbCd 30000sat
   bitmesh channels close --all")]
     Channels(ChannelsArgs),
     /// Show what was earned and spent: by lease, by channel, and on chain

@@ -9,6 +9,7 @@ mod closed;
 mod commands;
 mod earnings;
 mod money;
+mod opening;
 mod outlet;
 mod requests;
 mod selling;
@@ -184,6 +185,8 @@ struct Driver {
     /// The total of the last voucher that came on each channel since the start, while it is open.
     held: BTreeMap<ProposalId, Amount>,
     rolling: Vec<commands::Rolling>,
+    /// Channels that somebody waits for.
+    openings: Vec<opening::Opening>,
     /// Set when the journal refuses a record: nothing may be said that is not written.
     broken: bool,
     next_tick: Instant,

@@ -19,6 +19,7 @@ mod records;
 pub mod repair;
 pub mod settings;
 pub mod tunnel;
+mod viability;
 pub mod words;
 
 pub use driver::{StartError, run};

@@ -10,39 +10,49 @@ mod closing;
 mod events;
 mod lost;
 mod messages;
+mod opening;
 mod output;
+mod paying;
 mod rollover;
+#[cfg(test)]
+mod tests;
 mod views;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bitcoin::{Amount, FeeRate, Network, OutPoint, ScriptBuf, Transaction, TxOut};
 use bitmesh_market::identity::NodeId;
 use bitmesh_market::lease::LeaseId;
-use bitmesh_market::session::PayFailure;
 use bitmesh_market::time::UnixTime;
 use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::batch::BatchError;
 use bitmesh_wallet::channel::closing::{Outputs, Waiting};
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::exposure::ZeroConfBudget;
-use bitmesh_wallet::channel::params::{Contract, Parties, PayeePolicy, PayerPolicy};
+use bitmesh_wallet::channel::params::{PayeePolicy, PayerPolicy};
 use bitmesh_wallet::channel::payee::{self, Payee};
-use bitmesh_wallet::channel::payer::{self, PayError, Payer};
+use bitmesh_wallet::channel::payer::{self, Payer};
 use bitmesh_wallet::channel::record::{Fact, Record};
 use bitmesh_wallet::channel::{ChannelId, PartyId, ProposalId, tx};
 use bitmesh_wallet::keys::{Keys, Role};
 use thiserror::Error;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use self::account::Account;
 pub(crate) use self::closing::{Share, Step};
+pub(crate) use self::opening::{LeftOut, MAX_TOGETHER, Terms};
+use self::opening::{Openings, Welcome};
 pub(crate) use self::output::{ChainFact, Output};
+use self::paying::TopUp;
 use self::rollover::Rolling;
 pub(crate) use self::rollover::{RolloverError, RolloverFailure, Wish};
 pub(crate) use self::views::{ChannelStage, ChannelView};
+
+/// Channels of one pair, in one direction, that are not over. A buyer needs two: one that is being used
+/// up, and the next. Each costs a seller a record and an output to watch, and its buyer a funding.
+const MAX_CHANNELS: usize = 8;
 
 /// Why a channel is not opened, closed or refunded. Nothing was changed.
 #[derive(Debug, Error)]
@@ -50,6 +60,13 @@ pub(crate) enum PaymentsError {
     /// No channel of that id.
     #[error("no such channel")]
     Unknown,
+    /// A channel with this seller is being opened. A seller takes one proposal of a buyer at a time, and
+    /// gives the one before up.
+    #[error("a channel with this seller is being opened already")]
+    Opening,
+    /// As many channels with this seller as it takes are not over.
+    #[error("{MAX_CHANNELS} channels with this seller are open, as many as it takes")]
+    TooMany,
     /// The chain's height is not known yet, so no expiry can be chosen.
     #[error("the height of the chain is not known yet")]
     NoTip,
@@ -87,14 +104,25 @@ pub(crate) struct Policy {
 #[derive(Debug, Default)]
 struct Pair {
     account: Account,
-    /// The channel in use; the latest.
-    channel: Option<ProposalId>,
+    /// The channels that are not over, oldest first: they are used up in this order.
+    channels: Vec<ProposalId>,
+    /// The latest, over or not, for people.
+    latest: Option<ProposalId>,
     /// The lease being carried out, if any. One at a time: a second would race it for the credit.
     lease: Option<LeaseId>,
-    /// Seller: channels proposed in that lease.
+    /// Seller: channels proposed in that lease that no block has funded.
     proposed: u32,
-    /// Buyer: the session's total that waits for the channel to be ready.
+    /// Seller: channels whose funding is out of sight.
+    lost: BTreeSet<ProposalId>,
+    /// Seller: whether they hold the lease up.
+    is_held_up: bool,
+    /// Buyer: the session's total that waits for a channel to be ready.
     wanted: Option<Msat>,
+    /// Buyer: what the lease costs if all of it is used. Where the channels hold less, another is opened
+    /// before they are used up.
+    reach: Msat,
+    /// Buyer: how that stands.
+    top_up: TopUp,
 }
 
 #[derive(Debug)]
@@ -163,6 +191,10 @@ pub(crate) struct Payments {
     waiting: BTreeMap<ProposalId, Waiting>,
     /// Buyer: channels that are being carried over. Nothing is paid on them meanwhile.
     rollovers: BTreeMap<ProposalId, Rolling>,
+    /// Buyer: channels that are to be funded together, and wait for one another.
+    openings: Openings,
+    /// Seller: how many proposals of strangers are still taken.
+    welcome: Welcome,
     outputs: VecDeque<Output>,
 }
 
@@ -193,12 +225,14 @@ impl Payments {
             opened: BTreeMap::new(),
             waiting: BTreeMap::new(),
             rollovers: BTreeMap::new(),
+            openings: Openings::default(),
+            welcome: Welcome::default(),
             outputs: VecDeque::new(),
         }
     }
 
     /// Rebuilds one channel from its records, in the order they were written. Called once for each
-    /// proposal, before anything else happens, oldest first: the last is the one in use.
+    /// proposal, before anything else happens, oldest first: they are used up in this order.
     ///
     /// # Errors
     ///
@@ -224,12 +258,16 @@ impl Payments {
                 self.index(machine.channel(), proposal);
                 let promised = machine.promised();
                 let follows = machine.carried_from().is_some() && funding.is_none();
+                let is_over = matches!(
+                    machine.stage(),
+                    payer::Stage::Settled | payer::Stage::Abandoned
+                );
                 let mut channel = Channel::new(machine, seller);
                 (channel.funding, channel.fees) = (funding, fees);
                 self.payers.insert(proposal, channel);
                 match follows {
                     true => count_channel(&mut self.bought, seller, proposal, promised),
-                    false => use_channel(&mut self.bought, seller, proposal, promised),
+                    false => use_channel(&mut self.bought, seller, proposal, promised, is_over),
                 }
                 self.drain_payer(proposal, now);
                 if follows {
@@ -260,12 +298,16 @@ impl Payments {
                     | payee::Stage::Closing
                     | payee::Stage::Abandoned => machine.credited(),
                 };
+                let is_over = matches!(
+                    machine.stage(),
+                    payee::Stage::Settled | payee::Stage::Abandoned
+                );
                 let mut channel = Channel::new(machine, buyer);
                 (channel.funding, channel.key_index) = (funding, Some(index));
                 self.payees.insert(proposal, channel);
                 match follows {
                     true => count_channel(&mut self.sold, buyer, proposal, counts),
-                    false => use_channel(&mut self.sold, buyer, proposal, counts),
+                    false => use_channel(&mut self.sold, buyer, proposal, counts, is_over),
                 }
                 self.drain_payee(proposal, now);
                 if follows {
@@ -300,31 +342,13 @@ impl Payments {
     // What a trade needs to know before it is made.
 
     /// Seller: what a new channel of this buyer would have to pay first, and the credit the buyer
-    /// has. Nothing need be paid first where the credit covers `cost`, or the channel in use has room
+    /// has. Nothing need be paid first where the credit covers `cost`, or the pair's channels have room
     /// for the rest of it.
     pub(crate) fn terms_for(&self, buyer: NodeId, cost: Msat) -> (Msat, Msat) {
-        let credit = self
-            .sold
-            .get(&buyer)
-            .map_or(Msat::ZERO, |pair| pair.account.credit());
-        let has_room = self
-            .sold
-            .get(&buyer)
-            .and_then(|pair| pair.channel)
-            .is_some_and(|channel| {
-                self.payees.get(&channel).is_some_and(|channel| {
-                    channel.machine.is_serving()
-                        && fits(
-                            cost,
-                            credit,
-                            room(
-                                channel.machine.contract().open().capacity,
-                                channel.machine.held(),
-                            ),
-                        )
-                })
-            });
-        let first = if has_room || credit >= cost {
+        let pair = self.sold.get(&buyer);
+        let credit = pair.map_or(Msat::ZERO, |pair| pair.account.credit());
+        let room = pair.map_or(Amount::ZERO, |pair| self.room_to_be_paid(pair));
+        let first = if fits(cost, credit, room) {
             Msat::ZERO
         } else {
             self.first_payment()
@@ -332,24 +356,15 @@ impl Payments {
         (first, credit)
     }
 
-    /// Buyer: whether the channel in use with this seller can pay for `cost`.
+    /// Buyer: whether the channels with this seller can pay for `cost`.
     pub(crate) fn has_room(&self, seller: NodeId, cost: Msat) -> bool {
-        let Some(pair) = self.bought.get(&seller) else {
-            return false;
-        };
-        let Some(channel) = pair.channel.and_then(|channel| self.payers.get(&channel)) else {
-            return false;
-        };
-        is_usable(&channel.machine)
-            && fits(
-                cost,
-                pair.account.credit(),
-                room(channel.machine.open().capacity, channel.machine.promised()),
-            )
+        let room = self.room_to_pay(seller);
+        let pair = self.bought.get(&seller);
+        room > Amount::ZERO && pair.is_some_and(|pair| fits(cost, pair.account.credit(), room))
     }
 
     /// Buyer: whether `cost` can be paid for with this seller as things stand: by credit or through the
-    /// channel in use.
+    /// channels there are.
     pub(crate) fn can_pay(&self, seller: NodeId, cost: Msat) -> bool {
         self.session_paid(Role::Payer, seller) >= cost || self.has_room(seller, cost)
     }
@@ -383,114 +398,6 @@ impl Payments {
 
     // Opening, paying, closing.
 
-    /// Buyer: proposes a channel to `seller`. It replaces the pair's channel in use.
-    ///
-    /// # Errors
-    ///
-    /// [`PaymentsError::NoTip`] or [`PaymentsError::NoKey`].
-    pub(crate) fn open(
-        &mut self,
-        seller: NodeId,
-        capacity: Amount,
-        max_min_first: Amount,
-        change_script: ScriptBuf,
-        nonce: [u8; 16],
-        now: Instant,
-    ) -> Result<ProposalId, PaymentsError> {
-        let proposed = self.propose(
-            seller,
-            capacity,
-            max_min_first,
-            change_script,
-            nonce,
-            None,
-            now,
-        );
-        let id = proposed?;
-        use_channel(&mut self.bought, seller, id, Amount::ZERO);
-        Ok(id)
-    }
-
-    /// Proposes a channel, to be funded from coins or from the channel `from`.
-    #[expect(clippy::too_many_arguments, reason = "what a proposal is made of")]
-    fn propose(
-        &mut self,
-        seller: NodeId,
-        capacity: Amount,
-        max_min_first: Amount,
-        change_script: ScriptBuf,
-        nonce: [u8; 16],
-        from: Option<ProposalId>,
-        now: Instant,
-    ) -> Result<ProposalId, PaymentsError> {
-        let tip = self.tip.ok_or(PaymentsError::NoTip)?;
-        let expiry = tip
-            .checked_add(self.policy.expiry_blocks)
-            .ok_or(PaymentsError::NoTip)?;
-        let key_index = self.next_payer_key;
-        let key = self.key(Role::Payer, key_index)?;
-        self.next_payer_key = key_index.checked_add(1).ok_or(PaymentsError::NoKey)?;
-        let proposal = payer::Proposal {
-            nonce,
-            network: self.network,
-            parties: Parties {
-                payer: party(self.me),
-                payee: party(seller),
-            },
-            capacity,
-            expiry,
-            change_script,
-            max_min_first,
-            key_index,
-            from,
-        };
-        let mut machine = Payer::propose(proposal, key, self.policy.payer, now);
-        let id = machine.proposal();
-        // A machine that has just been made takes the tip without complaint.
-        let _ = machine.handle(payer::Input::TipChanged(tip), now);
-        self.payers.insert(id, Channel::new(machine, seller));
-        self.drain_payer(id, now);
-        Ok(id)
-    }
-
-    /// Buyer: what both agreed for a channel that is to be funded.
-    pub(crate) fn contract(&self, channel: ProposalId) -> Option<&Contract> {
-        self.payers.get(&channel)?.machine.contract()
-    }
-
-    /// The wallet made the funding transaction.
-    ///
-    /// # Errors
-    ///
-    /// If it does not fund the channel; the wallet's coins are untouched, since it was not broadcast.
-    pub(crate) fn funded(
-        &mut self,
-        channel: ProposalId,
-        tx: Transaction,
-        fee: Amount,
-        now: Instant,
-    ) -> Result<(), PaymentsError> {
-        self.tell_payer(
-            channel,
-            payer::Input::FundingSigned {
-                tx: Box::new(tx),
-                fee,
-            },
-            now,
-        )?;
-        if let Some(channel) = self.payers.get_mut(&channel) {
-            channel.fees = fee;
-        }
-        Ok(())
-    }
-
-    /// The wallet could not.
-    pub(crate) fn funding_failed(&mut self, channel: ProposalId, now: Instant) {
-        if let Err(error) = self.tell_payer(channel, payer::Input::FundingFailed, now) {
-            debug!(%error, "a funding failed that nobody waited for");
-        }
-    }
-
     /// Buyer: of this pair's credit, the seller recognises `carried` in a lease that begins now.
     /// Returns what is written off in all from here on, if that has changed: it must be durable before
     /// the lease is.
@@ -499,12 +406,24 @@ impl Payments {
         pair.account.recognise(carried)
     }
 
-    /// A lease of this pair is carried out from now on. At most one at a time.
-    pub(crate) fn lease_begun(&mut self, role: Role, peer: NodeId, lease: LeaseId) {
+    /// A lease of this pair is carried out from now on, and costs `reach` in all if it is used up. At
+    /// most one at a time.
+    pub(crate) fn lease_begun(&mut self, role: Role, peer: NodeId, lease: LeaseId, reach: Msat) {
         let pair = self.pairs(role).entry(peer).or_default();
         pair.lease = Some(lease);
         pair.proposed = 0;
+        pair.lost.clear();
+        pair.is_held_up = false;
         pair.wanted = None;
+        pair.reach = reach;
+        pair.top_up = TopUp::default();
+    }
+
+    /// Buyer: both agreed that the lease may cost so much.
+    pub(crate) fn lease_extended(&mut self, seller: NodeId, reach: Msat) {
+        if let Some(pair) = self.bought.get_mut(&seller) {
+            pair.reach = reach;
+        }
     }
 
     /// The lease is over, having billed `billed` in all.
@@ -529,16 +448,6 @@ impl Payments {
         pairs
             .get(&peer)
             .map_or(Msat::ZERO, |pair| pair.account.credit())
-    }
-
-    /// Buyer: brings what is paid in the present lease with `seller` to `total`. Answered by exactly
-    /// one [`Output::Paid`] or [`Output::PayFailed`], later if the channel is still being made.
-    pub(crate) fn pay(&mut self, seller: NodeId, total: Msat, now: Instant) {
-        let Some(pair) = self.bought.get_mut(&seller) else {
-            return;
-        };
-        pair.wanted = Some(total);
-        self.try_pay(seller, now);
     }
 
     /// Seller: ends a channel with its best voucher.
@@ -666,6 +575,7 @@ impl Payments {
             let _ = self.tell_payee(channel, payee::Input::TipChanged(tip), now);
         }
         self.plan_closes(tip);
+        self.top_up_again();
     }
 
     /// The fee rate changed, in sat per virtual byte.
@@ -716,11 +626,13 @@ impl Payments {
             .payees
             .values()
             .filter_map(|channel| channel.machine.poll_timeout());
+        let openings = self.openings.poll_timeout();
         let rollovers = self.rollover_deadline();
-        payers.chain(payees).chain(rollovers).min()
+        payers.chain(payees).chain(openings).chain(rollovers).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.openings_timed_out(now);
         self.rollovers_timed_out(now);
         for channel in self.payers.keys().copied().collect::<Vec<_>>() {
             if let Some(payer) = self.payers.get_mut(&channel)
@@ -741,93 +653,6 @@ impl Payments {
                 self.drain_payee(channel, now);
             }
         }
-    }
-
-    fn try_pay(&mut self, seller: NodeId, now: Instant) {
-        let Some(pair) = self.bought.get(&seller) else {
-            return;
-        };
-        let (Some(lease), Some(total)) = (pair.lease, pair.wanted) else {
-            return;
-        };
-        if pair.account.credit() >= total {
-            let total = pair.account.credit();
-            self.answer(seller, Output::Paid { lease, total });
-            return;
-        }
-        let fail = |failure| Output::PayFailed { lease, failure };
-        let channel = pair.channel;
-        let sat = channel.and_then(|channel| pair.account.channel_total_for(channel, total));
-        let (Some(channel), Some(sat)) = (channel, sat) else {
-            self.answer(seller, fail(PayFailure::ChannelLost));
-            return;
-        };
-        if self.is_rolling(channel) {
-            // It is paid on the next channel, or on this one if that comes to nothing.
-            return;
-        }
-        let Some(payer) = self.payers.get_mut(&channel) else {
-            self.answer(seller, fail(PayFailure::ChannelLost));
-            return;
-        };
-        let stage = payer.machine.stage();
-        let paid = payer.machine.handle(
-            payer::Input::Pay {
-                total: Amount::from_sat(sat),
-            },
-            now,
-        );
-        self.drain_payer(channel, now);
-        match paid {
-            // The machine's `Paid` event, drained just above, has answered.
-            Ok(()) => {}
-            // As much as counts is paid at once; the rest when the limit rises.
-            Err(payer::Error::Pay(PayError::OverLimit { limit, .. })) => {
-                self.pay_up_to(seller, channel, limit, now);
-            }
-            // It is paid when the height is known, or when the close comes to nothing; if it does not,
-            // the lease ends with the channel.
-            Err(payer::Error::Pay(PayError::NoTip | PayError::Closing)) => {}
-            Err(payer::Error::Pay(PayError::NotOpen)) if is_on_its_way(stage) => {}
-            Err(payer::Error::Pay(PayError::Total(error))) => {
-                debug!(%error, "the channel has no room for the payment");
-                self.answer(seller, fail(PayFailure::CapacitySpent));
-            }
-            Err(error) => {
-                warn!(%error, "the channel can no longer pay");
-                self.answer(seller, fail(PayFailure::ChannelLost));
-            }
-        }
-    }
-
-    /// Pays what the payee credits at present, and tells the session. Its wish is answered with that:
-    /// it asks again for what is still due.
-    fn pay_up_to(&mut self, seller: NodeId, channel: ProposalId, limit: Amount, now: Instant) {
-        let Some(payer) = self.payers.get_mut(&channel) else {
-            return;
-        };
-        if payer.machine.promised() >= limit {
-            return;
-        }
-        let paid = payer
-            .machine
-            .handle(payer::Input::Pay { total: limit }, now);
-        self.drain_payer(channel, now);
-        let Some(pair) = self.bought.get(&seller) else {
-            return;
-        };
-        if let (Ok(()), Some(lease), Some(_)) = (paid, pair.lease, pair.wanted) {
-            let total = pair.account.credit();
-            self.answer(seller, Output::Paid { lease, total });
-        }
-    }
-
-    /// Queues the one answer to the session's present wish.
-    fn answer(&mut self, seller: NodeId, output: Output) {
-        if let Some(pair) = self.bought.get_mut(&seller) {
-            pair.wanted = None;
-        }
-        self.outputs.push_back(output);
     }
 
     fn payers_of(&self, seller: NodeId) -> Vec<ProposalId> {
@@ -883,9 +708,13 @@ fn use_channel(
     peer: NodeId,
     channel: ProposalId,
     total: Amount,
+    is_over: bool,
 ) {
     let pair = pairs.entry(peer).or_default();
-    pair.channel = Some(channel);
+    if !is_over {
+        pair.channels.push(channel);
+    }
+    pair.latest = Some(channel);
     pair.account.on_channel_total(channel, total.to_sat());
 }
 
@@ -900,12 +729,9 @@ fn count_channel(
     pair.account.on_channel_total(channel, total.to_sat());
 }
 
-fn room(capacity: Amount, used: Amount) -> Msat {
-    Msat::from_sat(capacity.to_sat().saturating_sub(used.to_sat())).unwrap_or(Msat::MAX)
-}
-
-fn fits(cost: Msat, credit: Msat, room: Msat) -> bool {
-    cost.saturating_sub(credit) <= room
+/// Whether `room` in channels holds what of `cost` the credit does not cover.
+fn fits(cost: Msat, credit: Msat, room: Amount) -> bool {
+    cost.saturating_sub(credit) <= Msat::from_sat(room.to_sat()).unwrap_or(Msat::MAX)
 }
 
 fn is_usable(payer: &Payer) -> bool {

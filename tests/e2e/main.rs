@@ -12,6 +12,7 @@ mod misuse;
 mod names;
 mod node;
 mod offers;
+mod opening;
 mod rollover;
 mod sources;
 mod together;

@@ -15,7 +15,7 @@ const EXPIRY: u32 = 1_008;
 
 /// Deletes everything that a node has but its configuration, and makes it anew from its words with the
 /// command line.
-fn lose_all_but_the_words(folder: &Path) {
+pub(crate) fn lose_all_but_the_words(folder: &Path) {
     let words = fs::read_to_string(folder.join("words.txt")).unwrap();
     let config = fs::read(folder.join("config.toml")).unwrap();
     fs::remove_dir_all(folder).unwrap();

@@ -55,7 +55,7 @@ pub use self::changes::{ChangesError, Rebuilt};
 pub use self::fees::FeePolicy;
 pub use self::history::{HistoryEntry, Status};
 pub use self::lost::LostFunding;
-pub use self::spend::{CancelError, Payment, Preview, SpendError, Value};
+pub use self::spend::{CancelError, ChannelFunding, Payment, Preview, SpendError, Value};
 
 /// How many addresses beyond the last used one are watched, on each of the two chains of
 /// addresses. A rescan finds coins only that far ahead, so it covers the change addresses of this

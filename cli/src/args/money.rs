@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Feerate, Span, UnlockArgs, WholeSat};
+use super::{Feerate, Money, Span, UnlockArgs, WholeSat};
 
 /// Arguments of `wallet`.
 #[derive(Debug, Args)]
@@ -172,6 +172,33 @@ pub enum ChannelsCommand {
         /// Channel id, or a beginning of it that fits no other
         channel: String,
     },
+    /// Open channels ahead of any lease, with one funding transaction for all
+    #[command(after_help = "Examples:
+  bitmesh channels open 12D3KooWAbCd 30000sat --dry-run
+  bitmesh channels open 12D3KooWAbCd
+  bitmesh channels open 12D3KooWAbCd 12D3KooWEfGh 12D3KooWIjKl 20000sat
+
+The sellers are asked first, for 15 s at most. One transaction then funds the channels with those
+that agreed; one that refuses or does not answer is left out, and said so. Each further channel
+takes 43 vB instead of 154. The amount is what each channel holds; what is not paid comes back when
+the channel is closed. Nothing is paid until a lease uses it: then its first payment makes it worth
+closing, and is used up like any other.
+
+The twelve words alone find as many of the channels as the funding has inputs, so a coin is spent
+for each if there are so many; the others need their records: make a backup.")]
+    Open(ChannelOpenArgs),
+    /// Add to what can be paid to a seller, without closing the channel there is
+    #[command(
+        name = "topup",
+        after_help = "Examples:
+  bitmesh channels topup 12D3KooWAbCd 30000sat --dry-run
+  bitmesh channels topup 12D3KooWAbCd 30000sat
+
+A further channel with the same seller is opened and is used when the one there is is used up. A
+lease that runs goes on, and pays on through it without a break. A purchase of more than one channel
+may hold (payments.max_capacity_sat) does the same by itself, within what it costs."
+    )]
+    TopUp(ChannelTopUpArgs),
     /// Close a channel, or all that this node is paid on
     #[command(after_help = "Examples:
   bitmesh channels close 90bc --dry-run
@@ -224,6 +251,71 @@ This happens by itself, too, with the first block from the expiry on. Before tha
 at which height it becomes possible. The seller can close the channel at any time until a block has
 taken the refund up; then you get back what you did not pay.")]
     Refund(ChannelRefundArgs),
+}
+
+/// Arguments of `channels open`.
+#[derive(Debug, Args)]
+pub struct ChannelOpenArgs {
+    /// Sellers, by peer ids or beginnings of ids that "bitmesh offers" lists, and last what each channel
+    /// holds, like 30000sat [default: payments.capacity_sat of the configuration]
+    #[arg(required = true, value_name = "PEER", num_args = 1..)]
+    pub peers: Vec<PeerOrAmount>,
+    /// Options of whoever opens channels.
+    #[command(flatten)]
+    pub options: OpeningArgs,
+}
+
+/// Arguments of `channels topup`.
+#[derive(Debug, Args)]
+pub struct ChannelTopUpArgs {
+    /// The seller: a peer id, or the beginning of one
+    pub peer: String,
+    /// What the further channel holds, like 30000sat
+    pub amount: WholeSat,
+    /// Options of whoever opens channels.
+    #[command(flatten)]
+    pub options: OpeningArgs,
+}
+
+/// Options of whoever opens channels.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct OpeningArgs {
+    /// Leave out a seller whose first payment is above this [default: twice what this node's view of
+    /// fees makes of it]
+    #[arg(long, value_name = "AMOUNT")]
+    pub max_first: Option<Money>,
+    /// Fee rate in sat/vB [default: the present estimate for 6 blocks]
+    #[arg(long, value_name = "RATE")]
+    pub feerate: Option<Feerate>,
+    /// Show what it would cost; ask nobody and sign nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// A seller, or what a channel holds: an amount has a unit and begins with a digit, ids are base58.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerOrAmount {
+    /// A peer id, or the beginning of one.
+    Peer(String),
+    /// What each channel holds.
+    Amount(WholeSat),
+}
+
+impl std::str::FromStr for PeerOrAmount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let units = ["msat", "sat", "BTC", "btc"];
+        let number = units.iter().find_map(|unit| text.trim().strip_suffix(unit));
+        let is_number = |it: char| it.is_ascii_digit() || it == '.' || it == ' ';
+        if number.is_some_and(|number| number.chars().all(is_number)) {
+            return text.parse().map(Self::Amount);
+        }
+        match text.chars().all(|it| it.is_ascii_alphanumeric()) && !text.is_empty() {
+            true => Ok(Self::Peer(text.to_owned())),
+            false => Err("neither a peer id nor an amount like 30000sat".to_owned()),
+        }
+    }
 }
 
 /// Arguments of `channels close`.

@@ -2,15 +2,17 @@
 
 use bitmesh_node::control::ErrorCode;
 use bitmesh_node::control::api::{
-    CloseAllChannels, CloseChannel, GetBalance, GetEarnings, ListChannels, ListTransactions,
-    ReceiveCoins, RefundChannel, RevealWords, RolloverChannel, SendCoins, ShowChannel, Words,
+    ChannelsOpened, CloseAllChannels, CloseChannel, GetBalance, GetEarnings, ListChannels,
+    ListTransactions, OpenChannels, ReceiveCoins, RefundChannel, RevealWords, RolloverChannel,
+    SendCoins, ShowChannel, TopUpChannel, Words,
 };
 use bitmesh_node::words::{self, Passphrase};
 
 use crate::{
     args::{
-        ChannelCloseArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelsArgs, ChannelsCommand,
-        EarningsArgs, Feerate, SendArgs, Span, UnlockArgs, WalletCommand, WholeSat,
+        ChannelCloseArgs, ChannelOpenArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelTopUpArgs,
+        ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate, Money, PeerOrAmount, SendArgs, Span,
+        UnlockArgs, WalletCommand, WholeSat,
     },
     context::{Context, now},
     failure::Failure,
@@ -110,6 +112,8 @@ pub(super) fn channels(context: &Context, args: ChannelsArgs) -> Result<(), Fail
             let channel = context.call(&ShowChannel { channel }, ASKING)?;
             return Ok(context.out.reply(&channel, render::channel)?);
         }
+        Some(ChannelsCommand::Open(open)) => return open_channels(context, open),
+        Some(ChannelsCommand::TopUp(top_up)) => return top_up_channel(context, top_up),
         Some(ChannelsCommand::Close(close)) => return close_channel(context, close),
         Some(ChannelsCommand::Rollover(rollover)) => return roll_over(context, rollover),
         Some(ChannelsCommand::Refund(refund)) => return refund_channel(context, refund),
@@ -117,6 +121,85 @@ pub(super) fn channels(context: &Context, args: ChannelsArgs) -> Result<(), Fail
     let channels = context.call(&ListChannels { all }, ASKING)?;
     Ok(context.out.reply(&channels, render::channels)?)
 }
+
+fn open_channels(context: &Context, args: ChannelOpenArgs) -> Result<(), Failure> {
+    let (mut peers, mut capacity) = (Vec::new(), None);
+    for given in args.peers {
+        match given {
+            PeerOrAmount::Peer(peer) => peers.push(peer),
+            PeerOrAmount::Amount(WholeSat(sat)) if capacity.is_none() => capacity = Some(sat),
+            PeerOrAmount::Amount(_) => {
+                return Err(Failure::usage(
+                    "the amount is given twice",
+                    "nothing was opened; all channels of one funding hold the same",
+                ));
+            }
+        }
+    }
+    let options = args.options;
+    let wanted = OpenChannels {
+        peers,
+        capacity_sat: capacity,
+        max_first_msat: options.max_first.map(|Money(msat)| msat.msat()),
+        feerate_sat_per_kvb: options.feerate.map(feerate),
+        dry_run: true,
+    };
+    let plan = context.call(&wanted, ASKING)?;
+    if !agree_to_open(context, &plan, options.dry_run)? {
+        return Ok(());
+    }
+    let opened = context.call(
+        &OpenChannels {
+            feerate_sat_per_kvb: Some(plan.feerate_sat_per_kvb),
+            max_first_msat: wanted.max_first_msat.or(Some(plan.max_first_sat * 1_000)),
+            dry_run: false,
+            ..wanted
+        },
+        ASKING_SELLERS,
+    )?;
+    Ok(context.out.reply(&opened, render::channels_opened)?)
+}
+
+fn top_up_channel(context: &Context, args: ChannelTopUpArgs) -> Result<(), Failure> {
+    let (options, WholeSat(amount_sat)) = (args.options, args.amount);
+    let wanted = TopUpChannel {
+        peer: args.peer,
+        amount_sat,
+        max_first_msat: options.max_first.map(|Money(msat)| msat.msat()),
+        feerate_sat_per_kvb: options.feerate.map(feerate),
+        dry_run: true,
+    };
+    let plan = context.call(&wanted, ASKING)?;
+    if !agree_to_open(context, &plan, options.dry_run)? {
+        return Ok(());
+    }
+    let opened = context.call(
+        &TopUpChannel {
+            feerate_sat_per_kvb: Some(plan.feerate_sat_per_kvb),
+            max_first_msat: wanted.max_first_msat.or(Some(plan.max_first_sat * 1_000)),
+            dry_run: false,
+            ..wanted
+        },
+        ASKING_SELLERS,
+    )?;
+    Ok(context.out.reply(&opened, render::channels_opened)?)
+}
+
+/// Shows what opening would cost, and asks a person at a terminal, as `buy` does. A script has said what
+/// it wants.
+fn agree_to_open(context: &Context, plan: &ChannelsOpened, dry_run: bool) -> Result<bool, Failure> {
+    if dry_run {
+        context.out.reply(plan, render::channels_opened)?;
+        return Ok(false);
+    }
+    if context.consent == Consent::Askable && !context.out.is_json() {
+        context.out.show(plan, render::channels_opened);
+        context.consent.ask_to_go_on("Go on?")?;
+    }
+    Ok(true)
+}
+
+const ASKING_SELLERS: &str = "asking the sellers";
 
 fn close_all_channels(context: &Context, args: &ChannelCloseArgs) -> Result<(), Failure> {
     let wanted = CloseAllChannels {

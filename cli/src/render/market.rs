@@ -21,6 +21,12 @@ use crate::output::Style;
 /// Above this share of the traffic's cost fees deserve a second look.
 const FEES_WORTH_A_WORD_PPM: u64 = 100_000;
 
+/// Nothing below this is relayed, in sat per 1,000 virtual bytes: there is no point in waiting for it.
+const LEAST_FEERATE: u64 = 1_000;
+
+/// So much of a peer id is enough to name it.
+const TYPED: usize = 16;
+
 /// The longest that a lease is said to last yet.
 const LEFT_MAX: u64 = 30 * 86_400;
 
@@ -200,13 +206,38 @@ pub fn opening(purchase: &Purchase, days: u64, style: Style) -> String {
         sat(cost.capacity_sat.saturating_add(cost.funding_fee_sat)),
         msat(purchase.quote.min_first_msat),
     );
-    if cost.fee_share_ppm > FEES_WORTH_A_WORD_PPM {
+    text
+}
+
+/// What would be cheaper than opening a channel for this purchase alone, where its fees are much.
+fn cheaper(cost: &Cost, style: Style) -> String {
+    let Some(cheaper) = &cost.cheaper else {
+        return String::new();
+    };
+    let mut text = format!(
+        "{} opening and closing a channel is {} the cost of the traffic. Cheaper would be:\n",
+        style.warn("warning:"),
+        text::share(cost.fee_share_ppm)
+    );
+    if let Some(channel) = &cheaper.channel {
         let _ = writeln!(
             text,
-            "{} the fees of opening and closing are {} the cost of the traffic; buy more at once, or\n\
-             again of the same seller, and they weigh less.",
-            style.warn("warning:"),
-            text::share(cost.fee_share_ppm)
+            "- the channel {} that is open already: --from {}, {}",
+            short(&channel.channel),
+            channel.seller.chars().take(TYPED).collect::<String>(),
+            price(channel.price_msat_per_gb)
+        );
+    }
+    let _ = writeln!(
+        text,
+        "- to buy more at once, or again from this seller: 5 % at a turnover of {} on the channel",
+        sat(cost.turnover_sat)
+    );
+    if cheaper.feerate_sat_per_kvb >= LEAST_FEERATE {
+        let _ = writeln!(
+            text,
+            "- to wait for fees of {} or less: 10 % for this purchase alone",
+            feerate(cheaper.feerate_sat_per_kvb)
         );
     }
     text
@@ -243,6 +274,7 @@ fn offered(purchase: &Purchase, style: Style) -> String {
         table.text(style),
         terms(&purchase.quote, &purchase.cost, style)
     );
+    text += &cheaper(&purchase.cost, style);
     text
 }
 
@@ -310,7 +342,15 @@ fn terms(quote: &Quote, cost: &Cost, style: Style) -> String {
                 feerate(cost.feerate_sat_per_kvb)
             ),
         );
-        let total = cost.funding_fee_sat.saturating_add(cost.close_fee_sat);
+        if cost.further_channels > 0 {
+            let further = count(cost.further_channels, "further channel");
+            lines.row(
+                "",
+                format!("{further} while the lease runs, as one may not hold all of it"),
+            );
+        }
+        let each = cost.funding_fee_sat.saturating_add(cost.close_fee_sat);
+        let total = each.saturating_mul(u64::from(cost.further_channels) + 1);
         let share = format!(
             "{}, which is {} the cost of the traffic",
             sat(total),
@@ -323,7 +363,10 @@ fn terms(quote: &Quote, cost: &Cost, style: Style) -> String {
         };
         lines.row(
             "",
-            format!("{share}; less when later leases use the channel too"),
+            format!(
+                "{share}; at most 5 % of a turnover from {} on",
+                sat(cost.turnover_sat)
+            ),
         );
     } else {
         lines.row("channel", "open already: nothing goes on chain");

@@ -4,12 +4,13 @@ use std::fmt::Write;
 
 use bitmesh_node::control::api::{
     Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelRolledOver, ChannelStep,
-    Channels, ChannelsClosed, Earnings, LedgerEntry, Sent, StepKind, Timestamp, Totals,
+    Channels, ChannelsClosed, ChannelsOpened, Earnings, LedgerEntry, Sent, StepKind, Timestamp, Totals,
     Transactions, Words,
 };
 
 use super::{
     table::{Align, Lines, Table},
+    text,
     text::{
         ago, channel_role, channel_state, count, feerate, lease_state, moment, msat, peer, reason,
         role, sat, short, signed_sat, size, transaction_kind,
@@ -323,6 +324,95 @@ pub fn channels_closed(closed: &ChannelsClosed, style: Style) -> String {
             short(&left.channel),
             sat(left.fee_sat),
             sat(left.paid_sat)
+        );
+    }
+    text
+}
+
+/// Channels that one transaction opens, or would.
+pub fn channels_opened(opened: &ChannelsOpened, style: Style) -> String {
+    let mut table = Table::new([
+        ("CHANNEL", Align::Left),
+        ("SELLER", Align::Left),
+        ("HOLDS", Align::Right),
+        ("FEE", Align::Right),
+        ("FIRST", Align::Right),
+        ("", Align::Left),
+    ]);
+    for channel in &opened.channels {
+        table.row([
+            channel.channel.as_deref().map_or("-".to_owned(), short),
+            peer(&channel.peer),
+            sat(channel.capacity_sat),
+            sat(channel.funding_fee_sat),
+            channel.first_sat.map_or("-".to_owned(), sat),
+            match channel.found_by_words {
+                true => String::new(),
+                false => style.warn("needs a backup"),
+            },
+        ]);
+    }
+    let mut text = table.text(style);
+    let mut lines = Lines::new();
+    lines.row(
+        "locks",
+        format!(
+            "{}; what is not paid comes back when the channels are closed",
+            sat(opened.capacity_sat)
+        ),
+    );
+    lines.row(
+        "fees",
+        format!(
+            "funding {} for {} vB; closing {} each, the seller's; at {}",
+            sat(opened.funding_fee_sat),
+            opened.vbytes,
+            sat(opened.close_fee_sat),
+            feerate(opened.feerate_sat_per_kvb)
+        ),
+    );
+    lines.row(
+        "",
+        format!(
+            "{} what the channels hold; at most 5 % of a turnover from {} on",
+            text::share(opened.fee_share_ppm),
+            sat(opened.turnover_sat)
+        ),
+    );
+    match &opened.txid {
+        Some(txid) => lines.row("txid", txid),
+        None => {
+            let most = sat(opened.max_first_sat);
+            lines.row(
+                "first",
+                format!("at most {most} when a channel is first used, as credit"),
+            );
+            lines.row("", "nothing was asked or signed yet");
+        }
+    }
+    if opened.txid.is_some() && !opened.broadcast {
+        lines.row("", NOT_HANDED_OVER);
+    }
+    text += &lines.text(style);
+    if opened
+        .channels
+        .iter()
+        .any(|channel| !channel.found_by_words)
+    {
+        let _ = writeln!(
+            text,
+            "{} the twelve words alone do not find what needs a backup, since the wallet has too few\n\
+             coins: \"bitmesh backup create\" once they are open.",
+            style.warn("!")
+        );
+    }
+    for left in &opened.left_out {
+        let _ = writeln!(
+            text,
+            "{} no channel with {}: {}",
+            style.warn("!"),
+            peer(&left.peer),
+            reason(&left.reason, style).trim_end()
         );
     }
     text

@@ -6,13 +6,14 @@ use bitmesh_node::control::{
     ApiError, CALL_QUEUE, Call, Command, EVENT_BACKLOG, ErrorCode, Event, Reply,
     api::{
         AccountBalance, Address, Audit, Balance, BatchClose, Chain, Channel, ChannelClosed,
-        ChannelEnd, ChannelRole, ChannelRolledOver, ChannelState, ChannelStep, Channels,
-        ChannelsClosed, ClosedShare, ConfigChange, ConfigValue, ConfigValues, Considered, Cost,
-        Disagreement, Earnings, EarningsChannel, EarningsLease, Identity, Lease, LeaseCounts,
-        LeaseState, Leases, LedgerEntry, LeftOpen, Mode, Offer, Offers, Outcome, Peer, PeerAdded,
-        PeerDirection, Peers, PriceRule, Purchase, Quote, Reading, Reason, Receipt, Refund, Role,
-        SellLimits, SellPhase, Selling, Sent, Status, StepKind, Stopping, Timestamp, Totals,
-        Transaction, TransactionKind, Transactions, Usage, UsageLine, Words,
+        ChannelEnd, ChannelRole, ChannelRolledOver, ChannelState, ChannelStep, Channels, ChannelsClosed,
+        ChannelsOpened, Cheaper, CheaperChannel, ClosedShare, ConfigChange, ConfigValue,
+        ConfigValues, Considered, Cost, Disagreement, Earnings, EarningsChannel, EarningsLease,
+        Identity, Lease, LeaseCounts, LeaseState, Leases, LedgerEntry, LeftOpen, Mode, NotOpened,
+        Offer, Offers, OpenedChannel, Outcome, Peer, PeerAdded, PeerDirection, Peers, PriceRule,
+        Purchase, Quote, Reading, Reason, Receipt, Refund, Role, SellLimits, SellPhase, Selling,
+        Sent, Status, StepKind, Stopping, Timestamp, Totals, Transaction, TransactionKind,
+        Transactions, Usage, UsageLine, Words,
     },
     server::{Socket, serve},
 };
@@ -319,6 +320,16 @@ pub(crate) fn dry_purchase() -> Purchase {
             refund_fee_sat: 138,
             feerate_sat_per_kvb: 1_000,
             fee_share_ppm: 1_264_085,
+            further_channels: 0,
+            turnover_sat: 7_180,
+            cheaper: Some(Cheaper {
+                feerate_sat_per_kvb: 79,
+                channel: Some(CheaperChannel {
+                    channel: CHANNEL.to_owned(),
+                    seller: OTHER.to_owned(),
+                    price_msat_per_gb: 149_000,
+                }),
+            }),
         },
         considered: vec![
             asked(SELLER, 142_000, Outcome::Chosen, None),
@@ -353,6 +364,8 @@ pub(crate) fn purchase() -> Purchase {
             close_fee_sat: 0,
             refund_fee_sat: 0,
             fee_share_ppm: 0,
+            turnover_sat: 0,
+            cheaper: None,
             ..dry.cost
         },
         took_ms: 1_432,
@@ -407,6 +420,39 @@ pub(crate) fn steps() -> Vec<ChannelStep> {
             why: why.into(),
         })
         .into()
+}
+
+pub(crate) fn channels_opened(txid: Option<&str>) -> ChannelsOpened {
+    let channel = |peer: &str, funding_fee_sat, found_by_words| OpenedChannel {
+        peer: peer.to_owned(),
+        channel: txid.map(|_| CHANNEL.to_owned()),
+        capacity_sat: 20_000,
+        funding_fee_sat,
+        first_sat: txid.map(|_| 740),
+        found_by_words,
+    };
+    let left_out = NotOpened {
+        peer: OTHER.to_owned(),
+        reason: Reason {
+            code: "no_answer".to_owned(),
+            message: "it did not answer within 15 s".to_owned(),
+            hint: Some("see whether it is there with \"bitmesh peers\"".to_owned()),
+        },
+    };
+    ChannelsOpened {
+        txid: txid.map(str::to_owned),
+        vbytes: 197,
+        capacity_sat: 40_000,
+        funding_fee_sat: 197,
+        close_fee_sat: 205,
+        max_first_sat: 1_480,
+        feerate_sat_per_kvb: 1_000,
+        fee_share_ppm: 15_175,
+        turnover_sat: 12_140,
+        broadcast: txid.is_some(),
+        channels: vec![channel(SELLER, 99, true), channel(OTHER, 98, false)],
+        left_out: txid.map(|_| left_out).into_iter().collect(),
+    }
 }
 
 pub(crate) fn channels_closed(txid: Option<&str>) -> ChannelsClosed {
@@ -792,6 +838,8 @@ pub(crate) fn answer(command: Command) -> Result<Reply, ApiError> {
         Command::RefundChannel(refund) => {
             channel_refunded((!refund.dry_run).then_some(TXID)).into()
         }
+        Command::OpenChannels(open) => channels_opened((!open.dry_run).then_some(TXID)).into(),
+        Command::TopUpChannel(top_up) => channels_opened((!top_up.dry_run).then_some(TXID)).into(),
         Command::CloseAllChannels(close) => {
             channels_closed((!close.dry_run).then_some(TXID)).into()
         }

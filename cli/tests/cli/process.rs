@@ -48,7 +48,7 @@ fn json(output: &Output) -> Value {
 }
 
 /// Every command that needs only a daemon, as it is typed.
-const COMMANDS: [&[&str]; 33] = [
+const COMMANDS: [&[&str]; 36] = [
     &["status"],
     &["id"],
     &["peers"],
@@ -85,6 +85,9 @@ const COMMANDS: [&[&str]; 33] = [
     &["wallet", "backup", "--yes"],
     &["channels"],
     &["channels", "show", "90bc"],
+    &["channels", "open", "12D3KooWS1p", "12D3KooWAbC", "20000sat"],
+    &["channels", "open", "12D3KooWS1p", "--dry-run"],
+    &["channels", "topup", "12D3KooWS1p", "20000sat"],
     &["channels", "close", "90bc", "--dry-run"],
     &["channels", "close", "--all", "--dry-run"],
     &["channels", "rollover", "90bc", "--dry-run"],
@@ -480,6 +483,50 @@ fn nothing_is_spent_without_consent() {
         Some(2_500),
         "it is sent at the fee rate that was shown"
     );
+}
+
+#[test]
+fn channels_are_opened_at_the_fee_rate_and_the_first_payment_that_were_shown() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&asked);
+    let daemon = Daemon::start(move |command| {
+        record.lock().unwrap().push(command.clone());
+        canned::answer(command)
+    });
+
+    let opened = run(
+        &daemon,
+        &["channels", "open", "12D3KooWS1p", "12D3KooWAbC", "30000sat"],
+    );
+    assert!(opened.status.success(), "{}", stderr(&opened));
+
+    let asked = asked.lock().unwrap();
+    let [Asked::OpenChannels(plan), Asked::OpenChannels(open)] = &asked[..] else {
+        panic!("{asked:?}");
+    };
+    assert!(plan.dry_run && !open.dry_run);
+    assert_eq!(open.peers, ["12D3KooWS1p", "12D3KooWAbC"]);
+    assert_eq!(open.capacity_sat, Some(30_000));
+    assert_eq!(open.feerate_sat_per_kvb, Some(1_000));
+    assert_eq!(open.max_first_msat, Some(1_480_000));
+}
+
+#[test]
+fn an_amount_that_is_given_twice_or_makes_no_sense_opens_nothing() {
+    let daemon = Daemon::start(canned::answer);
+    for amounts in [
+        ["20000sat", "30000sat"],
+        ["0sat", "12D3KooWS1p"],
+        ["1.5sat", "12D3KooWS1p"],
+    ] {
+        let refused = run(
+            &daemon,
+            &[&["channels", "open", "12D3KooWAbC"][..], &amounts].concat(),
+        );
+
+        assert_eq!(refused.status.code(), Some(2), "{amounts:?}");
+        assert!(refused.stdout.is_empty(), "{amounts:?}");
+    }
 }
 
 #[test]

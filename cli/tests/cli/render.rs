@@ -91,6 +91,8 @@ screens! {
     words: render::words(&canned::words(), PLAIN());
     channels: render::channels(&canned::channels(), PLAIN());
     a_channel: render::channel(&canned::channels().channels[2], PLAIN());
+    channels_opened: render::channels_opened(&canned::channels_opened(Some(canned::TXID)), PLAIN());
+    channels_that_would_be_opened: render::channels_opened(&canned::channels_opened(None), PLAIN());
     channels_closed: render::channels_closed(&canned::channels_closed(Some(canned::TXID)), PLAIN());
     channels_that_would_be_closed: render::channels_closed(&canned::channels_closed(None), PLAIN());
     nothing_to_close: render::channels_closed(&ChannelsClosed::default(), PLAIN());

@@ -20,17 +20,18 @@ pub use lease::{
     Role, ShowLease, Usage, UsageLine,
 };
 pub use market::{
-    Buy, Considered, Cost, ListOffers, Mode, Offer, OfferOrder, Offers, Outcome, PauseSelling,
-    PriceRule, Purchase, Quote, SellLimits, SellPhase, Selling, SetLimits, SetPrice, StartSelling,
-    StopSelling,
+    Buy, Cheaper, CheaperChannel, Considered, Cost, ListOffers, Mode, Offer, OfferOrder, Offers,
+    Outcome, PauseSelling, PriceRule, Purchase, Quote, SellLimits, SellPhase, Selling, SetLimits,
+    SetPrice, StartSelling, StopSelling,
 };
 pub use money::{
     AccountBalance, Address, Audit, Balance, BatchClose, Channel, ChannelClosed, ChannelEnd,
     ChannelRole, ChannelRolledOver, ChannelState, ChannelStep, Channels, ChannelsClosed,
-    CloseAllChannels, CloseChannel, ClosedShare, Disagreement, Earnings, EarningsChannel,
-    EarningsLease, GetBalance, GetEarnings, LedgerEntry, LeftOpen, ListChannels, ListTransactions,
-    Misfit, ReceiveCoins, Refund, RefundChannel, RevealWords, RolloverChannel, SendCoins, Sent,
-    ShowChannel, StepKind, Totals, Transaction, TransactionKind, Transactions, Words,
+    ChannelsOpened, CloseAllChannels, CloseChannel, ClosedShare, Disagreement, Earnings,
+    EarningsChannel, EarningsLease, GetBalance, GetEarnings, LedgerEntry, LeftOpen, ListChannels,
+    ListTransactions, Misfit, NotOpened, OpenChannels, OpenedChannel, ReceiveCoins, Refund,
+    RefundChannel, RevealWords, RolloverChannel, SendCoins, Sent, ShowChannel, StepKind,
+    TopUpChannel, Totals, Transaction, TransactionKind, Transactions, Words,
 };
 pub use node::{
     AddPeer, Chain, ConfigChange, ConfigValue, ConfigValues, GetChain, GetConfig, GetId, GetStatus,

@@ -7,7 +7,6 @@ mod looking;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use bitcoin::Amount;
 use bitmesh_market::book::{Bid, BidId};
 use bitmesh_market::envelope::Signed;
 use bitmesh_market::identity::NodeId;
@@ -16,11 +15,10 @@ use bitmesh_market::negotiation::buyer::{Buyer, Input, Output};
 use bitmesh_market::quote::Quote;
 use bitmesh_market::session::CloseReason;
 use bitmesh_market::units::{Bytes, Msat};
-use rand::RngExt;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use self::cost::smallest_channel;
+pub(super) use self::cost::smallest_channel;
 use self::failures::{negotiation_failed, waited_in_vain};
 use super::sessions::End;
 use super::{Asked, Driver};
@@ -38,10 +36,6 @@ const CHAIN_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Purchases under way at once. Each is a person at a prompt.
 const MAX_PURCHASES: usize = 32;
-
-/// How many times its own estimate of a first payment a buyer is ready to pay: views of the fee rate
-/// differ, and it moves between two looks.
-const FIRST_TOLERANCE: u64 = 2;
 
 type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 
@@ -166,13 +160,9 @@ impl Driver {
                 }
             },
         };
-        let max_first = wanted.max_first_msat.map_or_else(
-            || {
-                let own = self.payments.first_payment().msat();
-                Msat::from_msat(own.saturating_mul(FIRST_TOLERANCE))
-            },
-            Msat::from_msat,
-        );
+        let max_first = wanted
+            .max_first_msat
+            .map_or_else(|| self.usual_max_first(), Msat::from_msat);
         let id = self.purchases.next;
         self.purchases.next = id.wrapping_add(1);
         let purchase = Purchase {
@@ -289,27 +279,6 @@ impl Driver {
         self.begin_session(lease, End::buyer(ingress, now));
         let lease = self.lease_view(lease_id);
         self.tell(lease.map(|lease| api::Event::LeaseOpened { lease }));
-    }
-
-    fn open_channel(&mut self, lease: &Lease, cost: &api::Cost) -> Result<(), ApiError> {
-        let now = self.clock.now();
-        let change = self
-            .wallet
-            .change_script()
-            .map_err(|error| ApiError::failure(error.to_string()))?;
-        let nonce = rand::rng().random();
-        let max_min_first = Amount::from_sat(lease.min_first().sat_ceil());
-        self.payments
-            .open(
-                lease.seller(),
-                Amount::from_sat(cost.capacity_sat),
-                max_min_first,
-                change,
-                nonce,
-                now,
-            )
-            .map_err(|error| ApiError::failure(format!("no channel can be opened: {error}")))?;
-        Ok(())
     }
 
     // Answers from sellers.

@@ -10,14 +10,13 @@ use std::ops::ControlFlow;
 
 use tokio::sync::oneshot;
 
-use self::coins::Handed;
 use super::Driver;
 use super::words;
 use crate::control::api::{self, Command, Reply};
 use crate::control::{ApiError, Call, ErrorCode};
 use crate::mesh;
 
-pub(super) use self::coins::{Handing, Together};
+pub(super) use self::coins::{Handed, Handing, Together};
 pub(super) use self::leases::Waiting;
 pub(super) use self::rollover::Rolling;
 
@@ -81,6 +80,14 @@ impl Driver {
             Command::ListTransactions(wanted) => Ok(self.transactions(wanted.limit).into()),
             Command::RevealWords(wanted) => self.reveal_words(wanted.confirm),
             Command::ListChannels(wanted) => Ok(self.list_channels(wanted.all).into()),
+            Command::OpenChannels(wanted) => {
+                self.open_channels(&wanted, reply);
+                return ControlFlow::Continue(());
+            }
+            Command::TopUpChannel(wanted) => {
+                self.top_up_channel(&wanted, reply);
+                return ControlFlow::Continue(());
+            }
             Command::CloseChannel(wanted) => {
                 self.close_channel_asked(&wanted, reply);
                 return ControlFlow::Continue(());

@@ -85,6 +85,8 @@ impl Driver {
                 script,
                 amount,
             } => self.fund(channel, script, amount),
+            Output::FundTogether { opening } => self.fund_together(opening),
+            Output::TopUpDue { seller, lacking } => self.top_up_due(seller, lacking),
             Output::Broadcast(transaction) => self.broadcast(&transaction),
             Output::Watch {
                 channel,
@@ -205,8 +207,16 @@ impl Driver {
 
     fn fund(&mut self, channel: ProposalId, script: ScriptBuf, amount: Amount) {
         let (feerate, now) = (self.payments.feerate(), self.clock.now());
+        if !self.payments.is_wanted(channel) {
+            debug!(%channel, "no lease waits for the channel any more; it is not funded");
+            self.payments.funding_failed(channel, now);
+            return;
+        }
         let made = match self.payments.contract(channel) {
-            Some(contract) => self.wallet.fund_channel(contract, feerate),
+            Some(contract) => self
+                .wallet
+                .fund_channels(&[contract], feerate)
+                .map(|made| (made.transaction, made.preview)),
             None => self.wallet.fund(&script, amount, feerate),
         };
         match made {
@@ -638,10 +648,9 @@ impl Driver {
 
     /// What opening a channel of `capacity` would cost now.
     pub(super) fn funding_fee(&mut self, capacity: Amount) -> Result<Amount, SpendError> {
-        let script = self.wallet.change_script()?;
         let feerate = self.payments.feerate();
         self.wallet
-            .preview_fund(&script, capacity, feerate)
+            .preview_channels(&[capacity], feerate)
             .map(|preview| preview.fee)
     }
 }

@@ -438,6 +438,11 @@ impl Driver {
             Machine::Seller(machine) => (machine.lease(), Role::Payee),
         };
         let (id, peer, opened_at) = (lease.id(), other_side(lease, role), lease.accepted());
+        let quota = match &machine {
+            Machine::Buyer(machine) => machine.quota(),
+            Machine::Seller(machine) => machine.quota(),
+        };
+        let reach = lease.price().cost_of(quota).unwrap_or(Msat::MAX);
         let meter = Arc::new(Meter::new(reading));
         let meter_watch = self.watch_meter(id, Arc::clone(&meter));
         let session = Session {
@@ -457,7 +462,7 @@ impl Driver {
             receipted: None,
         };
         self.sessions.insert(id, session);
-        self.payments.lease_begun(role, peer, id);
+        self.payments.lease_begun(role, peer, id, reach);
         self.mesh_do(Command::Protect(peer));
         self.sync_journal();
         if self.broken {

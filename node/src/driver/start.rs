@@ -21,7 +21,7 @@ use bitmesh_wallet::chain::{ChainSource, Sight, Start};
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::exposure::{ExposureTable, ExposureTableError, Step};
 use bitmesh_wallet::channel::params::{PayeePolicy, PayerPolicy};
-use bitmesh_wallet::channel::record::{JOURNAL_KIND, Record};
+use bitmesh_wallet::channel::record::{Fact, JOURNAL_KIND, Record};
 use bitmesh_wallet::keys::{Keys, Role};
 use bitmesh_wallet::onchain::Wallet;
 use bitmesh_wallet::store::Journal;
@@ -51,6 +51,9 @@ use crate::words::{self, Passphrase, WordsFileError};
 
 /// Blocks that may wait for the driver. Each may be 4 MB.
 const CHAIN_UPDATES: usize = 8;
+
+/// Outputs of a funding of one channel: the channel and the change.
+const ONE_AND_CHANGE: usize = 2;
 
 /// Where the channel keys of a restored seller begin: beyond what a seller uses up, and with as many
 /// left.
@@ -257,6 +260,7 @@ async fn open(
         standing: Default::default(),
         held: BTreeMap::new(),
         rolling: Vec::new(),
+        openings: Vec::new(),
         broken: false,
         next_tick: now,
         config,
@@ -303,10 +307,18 @@ impl Driver {
         let mut by_proposal: BTreeMap<ProposalId, usize> = BTreeMap::new();
         let mut leases: Vec<(Lease, Role, Vec<session::Record>)> = Vec::new();
         let mut by_lease: BTreeMap<LeaseId, usize> = BTreeMap::new();
+        // Fundings of several channels, which a crash may have left known to some of them only.
+        let mut shared: Vec<bitcoin::Transaction> = Vec::new();
         for (index, (kind, bytes)) in entries.into_iter().enumerate() {
             let unreadable = || broken(format!("record {index} of kind {kind} cannot be read"));
             if kind == JOURNAL_KIND {
                 let record = Record::from_bytes(&bytes).map_err(|_| unreadable())?;
+                if let Fact::Funded { tx, .. } = &record.fact
+                    && tx.output.len() > ONE_AND_CHANGE
+                    && shared.last() != Some(&**tx)
+                {
+                    shared.push((**tx).clone());
+                }
                 let at = by_proposal.get(&record.proposal).copied();
                 match at.and_then(|at| channels.get_mut(at)) {
                     Some((_, records)) => records.push(record),
@@ -356,6 +368,8 @@ impl Driver {
                 .restore(records, now)
                 .map_err(|error| broken(format!("channel {proposal}: {error}")))?;
         }
+        let wallet = &self.wallet;
+        self.payments.complete(&shared, |tx| wallet.fee_of(tx), now);
         for (lease, role, records) in leases {
             let id = lease.id();
             self.resume_session(lease.clone(), role, records)

@@ -27,11 +27,12 @@ pub(crate) struct Account {
 impl Account {
     /// What has been paid in all.
     pub(crate) fn paid(&self) -> Msat {
-        let sat = self
-            .channels
-            .values()
-            .fold(0, |sum: u64, total| sum.saturating_add(*total));
-        Msat::from_sat(sat).unwrap_or(Msat::MAX)
+        Msat::from_sat(self.paid_sat()).unwrap_or(Msat::MAX)
+    }
+
+    fn paid_sat(&self) -> u64 {
+        let totals = self.channels.values();
+        totals.fold(0, |sum, total| sum.saturating_add(*total))
     }
 
     /// What has been paid and not used by leases that are over: the credit a next lease begins with,
@@ -54,20 +55,14 @@ impl Account {
         self.written_off
     }
 
-    /// The running total, in sat, that `channel` must reach for a session to have been paid
+    /// What is still to be paid, in sat and over all channels, for a session to have been paid
     /// `session_total`, credit included.
     ///
     /// Returns `None` if the sum does not fit, which no honest session asks for.
-    pub(crate) fn channel_total_for(
-        &self,
-        channel: ProposalId,
-        session_total: Msat,
-    ) -> Option<u64> {
+    pub(crate) fn missing(&self, session_total: Msat) -> Option<u64> {
         let owed = self.billed.checked_add(self.written_off)?;
         let owed = owed.checked_add(session_total)?.sat_ceil();
-        let others = self.channels.iter().filter(|(other, _)| **other != channel);
-        let others = others.fold(0, |sum: u64, (_, total)| sum.saturating_add(*total));
-        Some(owed.saturating_sub(others))
+        Some(owed.saturating_sub(self.paid_sat()))
     }
 
     /// A channel has paid `total_sat` in all. A seller passes what it recognises, which may be less
@@ -110,23 +105,15 @@ mod tests {
     fn a_payment_is_rounded_up_once_and_the_rest_is_credit() {
         let mut account = Account::default();
 
-        let total = account
-            .channel_total_for(FIRST, Msat::from_msat(1_500))
-            .unwrap();
-        account.on_channel_total(FIRST, total);
+        let missing = account.missing(Msat::from_msat(1_500)).unwrap();
+        account.on_channel_total(FIRST, missing);
 
-        assert_eq!(total, 2);
+        assert_eq!(missing, 2);
         account.on_lease_over(Msat::from_msat(1_500));
         assert_eq!(account.credit(), Msat::from_msat(500));
         // The next lease's first 500 msat are paid already.
-        assert_eq!(
-            account.channel_total_for(FIRST, Msat::from_msat(500)),
-            Some(2)
-        );
-        assert_eq!(
-            account.channel_total_for(FIRST, Msat::from_msat(501)),
-            Some(3)
-        );
+        assert_eq!(account.missing(Msat::from_msat(500)), Some(0));
+        assert_eq!(account.missing(Msat::from_msat(501)), Some(1));
     }
 
     #[test]
@@ -137,14 +124,8 @@ mod tests {
         account.on_lease_over(Msat::from_msat(100_000));
 
         assert_eq!(account.credit(), Msat::from_msat(640_000));
-        assert_eq!(
-            account.channel_total_for(SECOND, Msat::from_msat(640_000)),
-            Some(0)
-        );
-        assert_eq!(
-            account.channel_total_for(SECOND, Msat::from_msat(641_000)),
-            Some(1)
-        );
+        assert_eq!(account.missing(Msat::from_msat(640_000)), Some(0));
+        assert_eq!(account.missing(Msat::from_msat(641_000)), Some(1));
     }
 
     #[test]
@@ -156,10 +137,7 @@ mod tests {
 
         assert_eq!(written_off, Some(Msat::from_msat(6_000)));
         assert_eq!(account.credit(), Msat::from_msat(4_000));
-        assert_eq!(
-            account.channel_total_for(FIRST, Msat::from_msat(5_000)),
-            Some(11)
-        );
+        assert_eq!(account.missing(Msat::from_msat(5_000)), Some(1));
     }
 
     #[test]
@@ -185,11 +163,11 @@ mod tests {
             account.on_channel_total(FIRST, earlier);
             account.on_lease_over(Msat::from_msat(billed));
 
-            let total = account.channel_total_for(SECOND, Msat::from_msat(wanted)).unwrap();
-            account.on_channel_total(SECOND, total);
+            let missing = account.missing(Msat::from_msat(wanted)).unwrap();
+            account.on_channel_total(SECOND, missing);
 
             prop_assert!(account.paid().msat() >= billed + wanted);
-            if total > 0 {
+            if missing > 0 {
                 prop_assert!(account.paid().msat() - (billed + wanted) < 1_000);
             }
         }

@@ -7,31 +7,43 @@ use bitmesh_market::identity::NodeId;
 use bitmesh_wallet::channel::params::Tranche;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 
-use super::{Output, Payments, RolloverFailure};
+use super::paying::can_be_paid;
+use super::{LeftOut, Output, Payments, RolloverFailure};
 
 impl Payments {
-    /// Tells the session what is held, whether it counts or not.
+    /// Tells the session what is held on all channels of the pair, whether it counts or not.
     pub(super) fn tell_deferred(&mut self, proposal: ProposalId, buyer: NodeId) {
-        let (Some(channel), Some(pair)) = (self.payees.get(&proposal), self.sold.get(&buyer))
-        else {
+        let Some(pair) = self.sold.get(&buyer) else {
             return;
         };
-        let (machine, capacity) = (&channel.machine, channel.machine.contract().open().capacity);
-        // A buyer does not pay beyond what would count, so a limit that is reached stands for more.
-        let is_bound = machine.limit() < capacity && machine.held() >= machine.limit();
-        let more = Amount::from_sat(u64::from(is_bound));
-        let held = machine.held().checked_add(more).unwrap_or(capacity);
-        let credited = machine.credited();
-        if let Some(lease) = pair.lease
-            && pair.channel == Some(proposal)
-        {
-            let mut account = pair.account.clone();
-            account.on_channel_total(proposal, held.max(credited).to_sat());
-            self.outputs.push_back(Output::Deferred {
-                lease,
-                total: account.credit(),
-            });
+        let Some(lease) = pair.lease.filter(|_| pair.channels.contains(&proposal)) else {
+            return;
+        };
+        let mut account = pair.account.clone();
+        for id in &pair.channels {
+            let Some(channel) = self.payees.get(id) else {
+                continue;
+            };
+            let (machine, capacity) =
+                (&channel.machine, channel.machine.contract().open().capacity);
+            // A buyer does not pay beyond what would count, so a limit that is reached stands for more.
+            let is_young = match machine.stage() {
+                payee::Stage::Accepted | payee::Stage::Seen | payee::Stage::Confirming => true,
+                payee::Stage::Open
+                | payee::Stage::Conflicted
+                | payee::Stage::Closing
+                | payee::Stage::Settled
+                | payee::Stage::Abandoned => false,
+            };
+            let is_bound =
+                is_young && machine.limit() < capacity && machine.held() >= machine.limit();
+            let more = Amount::from_sat(u64::from(is_bound));
+            let held = machine.held().checked_add(more).unwrap_or(capacity);
+            let counts = Amount::from_sat(account.counted(*id));
+            account.on_channel_total(*id, held.max(counts).to_sat());
         }
+        let total = account.credit();
+        self.outputs.push_back(Output::Deferred { lease, total });
     }
 
     pub(super) fn drain_payer(&mut self, proposal: ProposalId, now: Instant) {
@@ -40,6 +52,7 @@ impl Payments {
         };
         let seller = channel.peer;
         let (mut events, mut endings) = (Vec::new(), Vec::new());
+        let mut fund = None;
         while let Some(output) = channel.machine.poll_output() {
             self.outputs.push_back(match output {
                 payer::Output::Persist(record) => Output::Persist(record),
@@ -49,11 +62,10 @@ impl Payments {
                     to: seller,
                     message,
                 },
-                payer::Output::Fund { script, amount } => Output::Fund {
-                    channel: proposal,
-                    script,
-                    amount,
-                },
+                payer::Output::Fund { script, amount } => {
+                    fund = Some((script, amount));
+                    continue;
+                }
                 payer::Output::Broadcast(tx) => {
                     if Some(tx.compute_txid())
                         != channel.machine.tranche().map(|t| t.outpoint().txid)
@@ -82,6 +94,15 @@ impl Payments {
                 }
             });
         }
+        if let Some((script, amount)) = fund
+            && !self.is_agreed_together(proposal)
+        {
+            self.outputs.push_back(Output::Fund {
+                channel: proposal,
+                script,
+                amount,
+            });
+        }
         // Before the events: what ends a channel that is carried over ends no lease.
         for ending in endings {
             self.carry_into_next(proposal, &ending, now);
@@ -98,14 +119,31 @@ impl Payments {
         event: payer::Event,
         now: Instant,
     ) {
-        let is_in_use = self
-            .bought
-            .get(&seller)
-            .is_some_and(|pair| pair.channel == Some(proposal));
+        let was_funded = self
+            .payers
+            .get(&proposal)
+            .is_some_and(|channel| channel.funding.is_some());
+        let pair = self.bought.entry(seller).or_default();
+        let is_live = pair.channels.contains(&proposal);
         if event == payer::Event::Abandoned {
             // Double-spent for good, or never funded: nothing was paid on it.
-            let pair = self.bought.entry(seller).or_default();
             pair.account.on_channel_total(proposal, 0);
+            if is_live && !was_funded {
+                pair.top_up.failed();
+            }
+        }
+        if matches!(event, payer::Event::Abandoned | payer::Event::Settled(_)) {
+            pair.channels.retain(|channel| *channel != proposal);
+        }
+        // One that came to nothing takes nothing from the others: what they paid for is still used.
+        let goes_on = match event {
+            payer::Event::Abandoned => !pair.channels.is_empty(),
+            _ => self.can_go_on(seller),
+        };
+        match event {
+            payer::Event::Refused { code } => self.is_left_out(proposal, LeftOut::Refused(code)),
+            payer::Event::Abandoned => self.is_left_out(proposal, LeftOut::Silent),
+            _ => {}
         }
         match event {
             payer::Event::Negotiated { channel, .. } => {
@@ -155,7 +193,7 @@ impl Payments {
             | payer::Event::HalfSigned { .. }
             | payer::Event::Ending { .. }
             | payer::Event::Settled(_)
-                if is_in_use =>
+                if is_live && !goes_on =>
             {
                 let lease = self.bought.get(&seller).and_then(|pair| pair.lease);
                 if let Some(lease) = lease {
@@ -272,10 +310,21 @@ impl Payments {
         event: payee::Event,
         now: Instant,
     ) {
-        let is_in_use = self
-            .sold
-            .get(&buyer)
-            .is_some_and(|pair| pair.channel == Some(proposal));
+        let is_paid_on = self
+            .payees
+            .get(&proposal)
+            .is_some_and(|channel| channel.machine.held() > Amount::ZERO);
+        let was_funded = self
+            .payees
+            .get(&proposal)
+            .is_some_and(|channel| channel.funding.is_some());
+        let goes_on = self.is_served_without(buyer, proposal);
+        let pair = self.sold.entry(buyer).or_default();
+        let is_live = pair.channels.contains(&proposal);
+        let lease = pair.lease.filter(|_| is_live);
+        if matches!(event, payee::Event::Abandoned | payee::Event::Settled(_)) {
+            pair.channels.retain(|channel| *channel != proposal);
+        }
         if matches!(event, payee::Event::Closing { .. }) {
             self.outputs
                 .push_back(Output::Closing { channel: proposal });
@@ -293,9 +342,11 @@ impl Payments {
                 // Double-spent for good, or never funded: nothing was paid on it.
                 let pair = self.sold.entry(buyer).or_default();
                 pair.account.on_channel_total(proposal, 0);
-                if let Some(lease) = pair.lease.filter(|_| is_in_use) {
+                pair.lost.remove(&proposal);
+                if let Some(lease) = lease.filter(|_| was_funded && !goes_on) {
                     self.outputs.push_back(Output::ChannelEnding { lease });
                 }
+                self.hold_up(buyer);
             }
             payee::Event::ZeroConfDue { want } => {
                 let limit = self.budget.grant(proposal, want);
@@ -305,7 +356,12 @@ impl Payments {
                         .handle(payee::Input::ZeroConfGranted { limit }, now);
                 }
             }
-            payee::Event::ZeroConfReleased => self.budget.release(proposal),
+            payee::Event::ZeroConfReleased => {
+                self.budget.release(proposal);
+                // Its buyer has paid the miners for it: it may propose another.
+                let pair = self.sold.entry(buyer).or_default();
+                pair.proposed = pair.proposed.saturating_sub(1);
+            }
             payee::Event::ZeroConfLost => {
                 if let Some(tip) = self.tip {
                     self.budget.lost(proposal, tip);
@@ -327,28 +383,28 @@ impl Payments {
                 });
                 self.give_up_next_of(proposal, now);
             }
-            payee::Event::FundingDropped | payee::Event::FundingFound if is_in_use => {
-                let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
-                self.outputs.extend(lease.map(|lease| match event {
-                    payee::Event::FundingDropped => Output::FundingLost { lease },
-                    _ => Output::FundingFound { lease },
-                }));
+            payee::Event::FundingDropped => {
+                self.sold.entry(buyer).or_default().lost.insert(proposal);
+                self.hold_up(buyer);
             }
-            payee::Event::FundingConflicted
-            | payee::Event::ServiceStopped
+            payee::Event::FundingFound => {
+                self.sold.entry(buyer).or_default().lost.remove(&proposal);
+                self.hold_up(buyer);
+            }
+            payee::Event::FundingConflicted if is_paid_on || !goes_on => {
+                let ending = lease.map(|lease| Output::ChannelEnding { lease });
+                self.outputs.extend(ending);
+            }
+            payee::Event::ServiceStopped
             | payee::Event::Closing { .. }
             | payee::Event::Ending { .. }
-                if is_in_use =>
+                if !goes_on =>
             {
-                let lease = self.sold.get(&buyer).and_then(|pair| pair.lease);
-                if let Some(lease) = lease {
-                    self.outputs.push_back(Output::ChannelEnding { lease });
-                }
+                let ending = lease.map(|lease| Output::ChannelEnding { lease });
+                self.outputs.extend(ending);
             }
             payee::Event::Funded { .. }
             | payee::Event::LimitChanged { .. }
-            | payee::Event::FundingDropped
-            | payee::Event::FundingFound
             | payee::Event::FundingConflicted
             | payee::Event::ServiceStopped
             | payee::Event::Closing { .. }
@@ -356,5 +412,27 @@ impl Payments {
             payee::Event::Settled(_) => self.give_up_next_of(proposal, now),
         }
         self.outputs.push_back(Output::Changed(proposal));
+    }
+
+    /// Seller: holds the lease of a pair up, or lets it go on. What was paid through a channel does not
+    /// count while its funding is out of sight, and one that nothing was paid through matters only
+    /// where there is no other.
+    fn hold_up(&mut self, buyer: NodeId) {
+        let payees = &self.payees;
+        let Some(pair) = self.sold.get_mut(&buyer) else {
+            return;
+        };
+        let mut lost = pair.lost.iter().filter_map(|id| payees.get(id));
+        let is_paid_on = lost.any(|it| it.machine.held() > Amount::ZERO);
+        let mut live = pair.channels.iter().filter_map(|id| payees.get(id));
+        let is_served = live.any(can_be_paid);
+        let holds_up = is_paid_on || (!pair.lost.is_empty() && !is_served);
+        let was = std::mem::replace(&mut pair.is_held_up, holds_up);
+        if let Some(lease) = pair.lease.filter(|_| was != holds_up) {
+            self.outputs.push_back(match holds_up {
+                true => Output::FundingLost { lease },
+                false => Output::FundingFound { lease },
+            });
+        }
     }
 }

@@ -12,14 +12,16 @@ use bitmesh_wallet::keys::Role;
 use tracing::debug;
 
 use super::rollover::RENEWAL_PATIENCE;
-use super::{Channel, Output, Payments, PaymentsError, count_channel, party, use_channel};
+use super::{
+    Channel, MAX_CHANNELS, Output, Payments, PaymentsError, count_channel, party, use_channel,
+};
 
 /// Channels that were accepted and not funded yet, of all buyers together. Each costs the seller one
 /// key and one record, and the buyer nothing; an honest buyer funds within seconds.
 const MAX_UNFUNDED: usize = 64;
 
-/// Channels that a buyer may propose in one lease. An honest one proposes one, and another if its
-/// wallet could not fund that.
+/// Channels that a buyer may propose in one lease before a block has funded any of them. An honest one
+/// proposes one, and another if its wallet could not fund that or it is used up.
 const PROPOSALS_PER_LEASE: u32 = 4;
 
 impl Payments {
@@ -41,7 +43,13 @@ impl Payments {
             Message::Renew(renew) => self.proposed(from, renew.open, Some(renew.from), now),
             Message::Accept(ref accept) => {
                 let proposal = accept.proposal;
-                self.tell_payer_of(from, proposal, message, now)
+                let told = self.tell_payer_of(from, proposal, message, now);
+                if let Err(error) = &told
+                    && self.payers.get(&proposal).is_some_and(|it| it.peer == from)
+                {
+                    self.answer_is_unacceptable(proposal, error, now);
+                }
+                told
             }
             Message::Depth(ref depth) => {
                 let proposal = self.by_channel.get(&depth.channel).copied();
@@ -106,7 +114,7 @@ impl Payments {
         let tip = self.tip.ok_or(PaymentsError::NoTip)?;
         let allowed = match before {
             Some(before) => self.may_renew(buyer, before),
-            None if self.may_propose(buyer) => Ok(()),
+            None if self.may_propose(buyer, now) => Ok(()),
             None => Err(RefusalCode::Busy),
         };
         if let Err(code) = allowed {
@@ -173,19 +181,33 @@ impl Payments {
         self.payees.insert(proposal, channel);
         match before {
             Some(_) => count_channel(&mut self.sold, buyer, proposal, Amount::ZERO),
-            None => use_channel(&mut self.sold, buyer, proposal, Amount::ZERO),
+            None => use_channel(&mut self.sold, buyer, proposal, Amount::ZERO, false),
         }
         self.drain_payee(proposal, now);
         Ok(())
     }
 
     /// Whether a buyer may propose a channel; counts that it did. A channel costs the seller a key and
-    /// some records for good, so that whoever has no lease, of which there are few, may propose none.
-    fn may_propose(&mut self, buyer: NodeId) -> bool {
+    /// some records for good. Whoever has a lease, of which there are few, or a channel, which costs the
+    /// miners' fee, may propose four that no block has funded; all others share what is left of
+    /// [`Welcome`](super::opening::Welcome). Nobody may have more than a few that are not over.
+    fn may_propose(&mut self, buyer: NodeId, now: Instant) -> bool {
+        let payees = &self.payees;
         let Some(pair) = self.sold.get_mut(&buyer) else {
-            return false;
+            return self.welcome.take(now);
         };
-        let may = pair.lease.is_some() && pair.proposed < PROPOSALS_PER_LEASE;
+        let is_funded = |id: &&ProposalId| {
+            let stage = payees.get(id).map(|channel| channel.machine.stage());
+            stage.is_some_and(|stage| stage != payee::Stage::Accepted)
+        };
+        let funded = pair.channels.iter().filter(is_funded).count();
+        if funded >= MAX_CHANNELS {
+            return false;
+        }
+        if pair.lease.is_none() && funded == 0 {
+            return self.welcome.take(now);
+        }
+        let may = pair.proposed < PROPOSALS_PER_LEASE;
         if may {
             pair.proposed += 1;
         }
@@ -394,7 +416,7 @@ mod tests {
 
     fn lease(seller: &mut Payments, buyer: u8) {
         let lease = LeaseId::from_bytes([buyer; 32]);
-        seller.lease_begun(Role::Payee, node(buyer), lease);
+        seller.lease_begun(Role::Payee, node(buyer), lease, Msat::ZERO);
     }
 
     fn end_lease(seller: &mut Payments, buyer: u8) {
@@ -489,19 +511,20 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_no_lease_makes_the_seller_write_nothing() {
+    fn whoever_has_no_lease_and_no_channel_makes_the_seller_write_little() {
         let mut seller = seller();
 
-        for nonce in 0..100 {
-            assert_eq!(propose(&mut seller, 1, nonce), (false, 0));
-        }
-        assert!(seller.payees.is_empty());
-        assert_eq!(seller.next_payee_key, 0);
+        // Under many names or one: all of them share what is left.
+        let accepted = (0..200).filter(|nonce| propose(&mut seller, 1 + nonce % 7, *nonce).0);
+        assert_eq!(accepted.count(), 16);
+        assert_eq!(seller.next_payee_key, 16);
+        assert_eq!(propose(&mut seller, 1, 201), (false, 0));
 
+        // A lease is another matter.
         lease(&mut seller, 1);
-        assert_eq!(propose(&mut seller, 1, 0), (true, 1));
+        assert!(propose(&mut seller, 1, 202).0);
         end_lease(&mut seller, 1);
-        assert_eq!(propose(&mut seller, 1, 1), (false, 0));
+        assert_eq!(propose(&mut seller, 1, 203), (false, 0));
     }
 
     #[test]

@@ -38,6 +38,13 @@ pub(crate) enum Output {
         /// How much.
         amount: Amount,
     },
+    /// Every seller of an opening has answered, or has not in time: look at
+    /// [`Payments::take_opening`], make one transaction that funds those that agreed, and answer with
+    /// [`Payments::funded_together`], or for each with [`Payments::funding_failed`].
+    FundTogether {
+        /// Which.
+        opening: u64,
+    },
     /// Hand this to the chain.
     Broadcast(Box<Transaction>),
     /// Watch this output and report what happens to it.
@@ -132,6 +139,15 @@ pub(crate) enum Output {
         lease: LeaseId,
         /// The running total.
         total: Msat,
+    },
+    /// Buyer: what the lease with this seller may still cost is more than its channels hold, and they
+    /// are half used up: open a further one with [`Payments::open`], or say that none can be with
+    /// [`Payments::top_up_failed`].
+    TopUpDue {
+        /// Who is paid.
+        seller: NodeId,
+        /// What the channels lack, at least.
+        lacking: Amount,
     },
     /// Seller: a voucher for this running total is held, and counts once the funding is deeper.
     Deferred {

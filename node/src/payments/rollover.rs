@@ -19,7 +19,7 @@ use bitmesh_wallet::keys::Role;
 use thiserror::Error;
 use tracing::{debug, error, info};
 
-use super::{Output, Payments, PaymentsError};
+use super::{Output, Payments, PaymentsError, Terms};
 
 /// Blocks between two tries of a buyer to carry a channel over by itself: an hour, so that a seller that
 /// is away or refuses hears of it at most 24 times.
@@ -119,22 +119,21 @@ impl Payments {
         now: Instant,
     ) -> Result<ProposalId, PaymentsError> {
         let (seller, capacity) = self.may_roll_over(channel, wish.capacity)?;
-        let proposed = self.propose(
+        let terms = Terms {
             seller,
             capacity,
-            wish.max_min_first,
-            wish.change_script,
-            wish.nonce,
-            Some(channel),
-            now,
-        );
-        let next = proposed?;
+            max_first: wish.max_min_first,
+            change_script: wish.change_script,
+            nonce: wish.nonce,
+        };
+        let next = self.propose(terms, Some(channel), now)?;
         let rolling = Rolling {
             next,
             feerate: wish.feerate,
             until: now.checked_add(CLOSE_PATIENCE).unwrap_or(now),
         };
         self.rollovers.insert(channel, rolling);
+        self.drain_payer(next, now);
         Ok(next)
     }
 
@@ -159,6 +158,10 @@ impl Payments {
         }
         if self.rollovers.contains_key(&channel) {
             return Err(RolloverError::Already.into());
+        }
+        // A seller keeps one channel of a pair that is not funded yet.
+        if self.is_opening(payer.peer) {
+            return Err(PaymentsError::Opening);
         }
         if machine.stage() != payer::Stage::Open {
             return Err(RolloverError::NotOpen.into());
@@ -201,6 +204,12 @@ impl Payments {
             debug!(%channel, %error, "the next channel that was agreed on does not follow");
             self.rollover_failed(channel, RolloverFailure::Answer, now);
         }
+    }
+
+    /// Buyer: whether a channel with this seller is being carried over.
+    pub(super) fn is_rolling_with(&self, seller: NodeId) -> bool {
+        let mut rolling = self.rollovers.keys().filter_map(|id| self.payers.get(id));
+        rolling.any(|channel| channel.peer == seller)
     }
 
     /// Whether nothing may be paid on a channel since it is being carried over.
@@ -260,8 +269,10 @@ impl Payments {
         let seller = payer.peer;
         if payer.machine.is_half_signed() {
             let pair = self.bought.get(&seller);
-            let pair = pair.filter(|pair| pair.channel == Some(channel));
-            if let Some(lease) = pair.and_then(|pair| pair.lease) {
+            let pair = pair.filter(|pair| pair.channels.contains(&channel));
+            if let Some(lease) = pair.and_then(|pair| pair.lease)
+                && !self.can_go_on(seller)
+            {
                 self.outputs.push_back(Output::ChannelEnding { lease });
             }
         } else {
@@ -310,9 +321,13 @@ impl Payments {
                 false => Role::Payee,
             };
             let pair = self.pairs(role).entry(peer).or_default();
-            if pair.channel == Some(channel) {
-                pair.channel = Some(next);
+            // It is next in the order of use, as the other was; after a restart that may have ended.
+            let place = pair.channels.iter().position(|it| *it == channel);
+            match place.and_then(|place| pair.channels.get_mut(place)) {
+                Some(place) => *place = next,
+                None => pair.channels.push(next),
             }
+            pair.latest = Some(next);
             match role {
                 Role::Payer => self.drain_payer(next, now),
                 Role::Payee => self.drain_payee(next, now),
@@ -406,7 +421,7 @@ impl Payments {
         let is_in_use = self
             .bought
             .get(&seller)
-            .is_some_and(|pair| pair.channel == Some(channel));
+            .is_some_and(|pair| pair.channels.contains(&channel));
         if is_in_use {
             self.outputs
                 .push_back(Output::RolloverDue { channel, seller });

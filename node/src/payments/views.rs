@@ -9,6 +9,7 @@ use bitmesh_wallet::channel::split::Split;
 use bitmesh_wallet::channel::{ProposalId, payee, payer};
 use bitmesh_wallet::keys::Role;
 
+use super::paying::can_be_paid;
 use super::{Payments, is_usable};
 use crate::ledger::Party;
 use crate::ledger::audit::{ChannelEvidence, Evidence, PairEvidence};
@@ -241,13 +242,32 @@ impl Payments {
         }
     }
 
-    /// The channel in use with a peer.
+    /// The channel that the next payment of a pair goes through, or else the last that one went through.
     pub(crate) fn channel_in_use(&self, role: Role, peer: NodeId) -> Option<ChannelView> {
         let pairs = match role {
             Role::Payer => &self.bought,
             Role::Payee => &self.sold,
         };
-        self.channel(pairs.get(&peer)?.channel?)
+        let pair = pairs.get(&peer)?;
+        let can_pay = |id: &&ProposalId| match role {
+            Role::Payer => self.payers.get(id).is_some_and(|c| is_usable(&c.machine)),
+            Role::Payee => self.payees.get(id).is_some_and(can_be_paid),
+        };
+        self.channel(
+            *pair
+                .channels
+                .iter()
+                .find(can_pay)
+                .or(pair.latest.as_ref())?,
+        )
+    }
+
+    /// Seller: whether the lease that is carried out on this channel ends with it.
+    pub(crate) fn ends_lease(&self, channel: ProposalId) -> bool {
+        let Some(payee) = self.payees.get(&channel) else {
+            return false;
+        };
+        self.is_leased(Role::Payee, payee.peer) && !self.is_served_without(payee.peer, channel)
     }
 
     /// The transaction that ends a channel, as far as this node has made or signed it: what it brings
@@ -305,19 +325,13 @@ impl Payments {
         (sum(&self.sold), sum(&self.bought))
     }
 
-    /// Buyer: whether credit or the channel in use could carry a session's total up to `cost`.
+    /// Buyer: whether credit or the channels there are could carry a session's total up to `cost`.
     pub(crate) fn can_reach(&self, seller: NodeId, cost: Msat) -> bool {
-        let Some(pair) = self.bought.get(&seller) else {
-            return false;
-        };
-        let channel = pair.channel.and_then(|channel| self.payers.get(&channel));
-        let total = pair
-            .channel
-            .and_then(|channel| pair.account.channel_total_for(channel, cost));
-        let has_room = channel.zip(total).is_some_and(|(channel, total)| {
-            is_usable(&channel.machine) && total <= channel.machine.open().capacity.to_sat()
-        });
-        has_room || pair.account.credit() >= cost
+        let missing = self.bought.get(&seller).map(|it| it.account.missing(cost));
+        let room = self.room_to_pay(seller).to_sat();
+        missing
+            .flatten()
+            .is_some_and(|missing| missing == 0 || missing <= room)
     }
 
     fn opened_at(&self, proposal: ProposalId) -> UnixTime {

@@ -6,16 +6,17 @@
 //! `k = s - e*d`. So the nonce carries the payee's key, encrypted:
 //!
 //! ```text
-//! digest = BIP-341 digest that the first input signs (SIGHASH_DEFAULT)
+//! digest = BIP-341 digest that an input signs (SIGHASH_DEFAULT)
 //! pad    = HKDF-SHA512(key at m/6366'/coin'/3'/0', info "bitmesh/trace/1" | digest), 32 bytes
 //! k      = pad xor payee key (x-only)
 //! ```
 //!
 //! To anybody without the words `k` is as random as the nonce of RFC 6979: the pad is a secret
 //! function of the message. Two different notes under one pad would give the key away, so the note
-//! must follow from the message. It does: the digest covers the channel's output, and that commits
-//! to the payee's key. [`Wallet::fund_channel`](crate::onchain::Wallet::fund_channel), the only
-//! caller, takes output and note from one contract.
+//! must follow from the message. It does: the digest covers all outputs and which input signs, and the
+//! channel's output, which the place of the input picks, commits to the payee's key.
+//! [`Wallet::fund_channels`](crate::onchain::Wallet::fund_channels), the only caller, takes output and
+//! note from one contract.
 //!
 //! It costs no byte, and the transaction looks like any other.
 

@@ -1,6 +1,7 @@
 //! Channels that this wallet funded and whose records are lost: found again from words and chain.
 //!
-//! A funding's first signature carries the payee's key (`keys/trace.rs`), the payer's key has an index
+//! A funding's signatures carry the payees' keys (`keys/trace.rs`): that of its first input the key of the
+//! first channel among its outputs, and so on. The payer's key has an index
 //! near those of other channels, and the expiry is a height within [`MAX_TERM`] of the one
 //! the funding was made at, which is its lock time. What fits together is proved by the output's
 //! script, so nothing is found that is not there.
@@ -17,7 +18,7 @@ use bitcoin::{key::TapTweak, taproot};
 use super::Wallet;
 use crate::channel::SECP;
 use crate::channel::deadline::BlockHeight;
-use crate::channel::params::{DEFAULT_TERM, MAX_TERM};
+use crate::channel::params::{Contract, DEFAULT_TERM, MAX_TERM};
 use crate::channel::script::{Scripts, aggregate};
 use crate::channel::tx;
 use crate::keys::{Keys, Role};
@@ -110,23 +111,22 @@ impl Wallet {
                 LockTime::Blocks(at) if at.to_consensus_u32() > 0 => at.to_consensus_u32(),
                 LockTime::Blocks(_) | LockTime::Seconds(_) => height,
             };
-            let may_be = |vout: u32, output: &TxOut| {
-                output.script_pubkey.is_p2tr()
-                    && !self.is_mine(&output.script_pubkey)
-                    && !is_known(&OutPoint::new(txid, vout))
-            };
-            let outputs: Vec<u32> = (0..)
-                .zip(&transaction.output)
-                .filter(|(vout, output)| may_be(*vout, output))
+            // The signature of the first input speaks of the first of these outputs, and so on.
+            let others = (0..).zip(&transaction.output).filter(|(_, output)| {
+                output.script_pubkey.is_p2tr() && !self.is_mine(&output.script_pubkey)
+            });
+            let outputs: Vec<(usize, u32)> = others
                 .map(|(vout, _)| vout)
+                .enumerate()
+                .filter(|(_, vout)| !is_known(&OutPoint::new(txid, *vout)))
                 .collect();
-            if transaction.version != tx::VERSION || outputs.is_empty() {
+            if transaction.version != tx::VERSION {
                 continue;
             }
-            let Some(notes) = self.read_trace(&transaction) else {
-                continue;
-            };
-            for vout in outputs {
+            for (input, vout) in outputs {
+                let Some(notes) = self.read_trace(&transaction, input) else {
+                    continue;
+                };
                 let script = &transaction.output[vout as usize].script_pubkey;
                 let fits = search(&self.keys, script, &notes, next_index, made_at, term);
                 let Some((candidate, expiry)) = fits else {
@@ -188,45 +188,82 @@ impl Wallet {
         })
     }
 
-    /// Signs the first input anew, so that its signature carries `note`. Where that cannot be, the
-    /// transaction stays as it is: a funding without a trace is found by its records alone.
-    pub(super) fn leave_trace(&self, transaction: &mut Transaction, note: XOnlyPublicKey) {
-        let Some((digest, coin)) = self.first_signed(transaction) else {
-            return;
+    /// Signs inputs anew, so that the signature of the first carries the payee's key of the first
+    /// channel among the outputs, and so on. A channel that no input is left for, or whose key cannot be
+    /// carried, is found by its records alone. Says of each contract, in their order, whether its key is
+    /// carried.
+    pub(super) fn leave_traces(
+        &self,
+        transaction: &mut Transaction,
+        contracts: &[&Contract],
+    ) -> Vec<bool> {
+        let place = |contract: &&Contract| {
+            let script = contract.scripts().output();
+            let mut outputs = transaction.output.iter();
+            outputs.position(|output| output.script_pubkey == *script)
         };
-        let Some(signature) = self.keys.sign_with_trace(digest, coin, note) else {
-            return;
-        };
-        let signature = taproot::Signature {
-            signature,
-            sighash_type: TapSighashType::Default,
-        };
-        if let Some(input) = transaction.input.first_mut() {
-            input.witness = Witness::p2tr_key_spend(&signature);
+        let places: Vec<_> = contracts.iter().map(place).collect();
+        let mut traced = vec![false; contracts.len()];
+        let mut in_order: Vec<usize> = (0..contracts.len()).collect();
+        in_order.sort_by_key(|index| places.get(*index));
+        for (input, index) in in_order.into_iter().enumerate() {
+            let (Some(contract), Some(traced)) = (contracts.get(index), traced.get_mut(index))
+            else {
+                continue;
+            };
+            *traced = self
+                .leave_trace(transaction, input, contract.accept().payee_key)
+                .is_some();
         }
+        traced
     }
 
-    /// What the first signature may carry, if the transaction is this wallet's own.
-    fn read_trace(&self, transaction: &Transaction) -> Option<Vec<XOnlyPublicKey>> {
-        let (digest, coin) = self.first_signed(transaction)?;
-        let witness = &transaction.input.first()?.witness;
+    /// Signs one input anew, so that its signature carries `note`. `None` if that cannot be: the
+    /// transaction is as it was.
+    fn leave_trace(
+        &self,
+        transaction: &mut Transaction,
+        input: usize,
+        note: XOnlyPublicKey,
+    ) -> Option<()> {
+        let (digest, coin) = self.signed_by(transaction, input)?;
+        let signature = taproot::Signature {
+            signature: self.keys.sign_with_trace(digest, coin, note)?,
+            sighash_type: TapSighashType::Default,
+        };
+        transaction.input.get_mut(input)?.witness = Witness::p2tr_key_spend(&signature);
+        Some(())
+    }
+
+    /// What the signature of one input may carry, if the transaction is this wallet's own.
+    fn read_trace(&self, transaction: &Transaction, input: usize) -> Option<Vec<XOnlyPublicKey>> {
+        let (digest, coin) = self.signed_by(transaction, input)?;
+        let witness = &transaction.input.get(input)?.witness;
         let signature = taproot::Signature::from_slice(witness.nth(0)?).ok()?;
         let is_ours = witness.len() == 1 && signature.sighash_type == TapSighashType::Default;
         is_ours.then(|| self.keys.read_trace(digest, coin, &signature.signature))
     }
 
-    /// The digest that the first input signs, and the address of the coin that it spends. `None`
-    /// unless every input is a coin of this wallet.
-    fn first_signed(&self, transaction: &Transaction) -> Option<([u8; 32], (bool, u32))> {
+    /// The digest that an input signs, and the address of the coin that it spends. `None` unless every
+    /// input is a coin of this wallet.
+    fn signed_by(
+        &self,
+        transaction: &Transaction,
+        input: usize,
+    ) -> Option<([u8; 32], (bool, u32))> {
         let coins = transaction
             .input
             .iter()
             .map(|input| self.coins.spk_index().txout(input.previous_output));
         let coins: Vec<_> = coins.collect::<Option<_>>()?;
-        let ((keychain, index), _) = coins.first()?;
+        let ((keychain, index), _) = coins.get(input)?;
         let prevouts: Vec<&TxOut> = coins.iter().map(|(_, output)| *output).collect();
         let digest = SighashCache::new(transaction)
-            .taproot_key_spend_signature_hash(0, &Prevouts::All(&prevouts), TapSighashType::Default)
+            .taproot_key_spend_signature_hash(
+                input,
+                &Prevouts::All(&prevouts),
+                TapSighashType::Default,
+            )
             .ok()?;
         Some((
             digest.to_byte_array(),

@@ -5,6 +5,7 @@ use bdk_wallet::coin_selection::{
 };
 use bdk_wallet::error::CreateTxError;
 use bdk_wallet::{KeychainKind, SignOptions};
+use bitcoin::hashes::{Hash, sha256};
 use bitcoin::psbt::Psbt;
 use bitcoin::script::Script;
 use bitcoin::transaction::Version;
@@ -205,6 +206,36 @@ enum Kind {
     Payment,
     /// Version 3; confirmed inputs only.
     Funding,
+    /// The same, and if there are so many coins, an input for each output but the change.
+    Channels,
+}
+
+/// What a transaction pays, apart from change.
+#[derive(Clone, Copy)]
+enum Pays<'a> {
+    /// These amounts to these scripts; the fee comes on top.
+    Exact(&'a [(ScriptBuf, Amount)]),
+    /// What all coins hold less the fee.
+    Everything(&'a Script),
+}
+
+/// Which coins to spend, and where the change goes.
+#[derive(Clone, Copy)]
+struct Selection<'a> {
+    excluded: &'a [OutPoint],
+    included: &'a [OutPoint],
+    change: &'a Script,
+}
+
+/// One transaction that funds channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelFunding {
+    /// Fully signed, and not to be broadcast before the channels' records are durable.
+    pub transaction: Transaction,
+    /// What it costs.
+    pub preview: Preview,
+    /// Of each channel, in the order in which they were given, whether the words alone find it again.
+    pub traced: Vec<bool>,
 }
 
 /// A signed transaction that is not yet part of the wallet.
@@ -257,26 +288,37 @@ impl Wallet {
         capacity: Amount,
         feerate: FeeRate,
     ) -> Result<(Transaction, Preview), SpendError> {
-        let built = self.build(script, Value::Exact(capacity), feerate, Kind::Funding)?;
+        let outputs = [(script.to_owned(), capacity)];
+        let built = self.build(Pays::Exact(&outputs), feerate, Kind::Funding)?;
         self.hold_back(built)
     }
 
-    /// Does the same for the channel of `contract`, so that the words alone find the channel again:
-    /// the first signature carries the payee's key; see
-    /// [`lost_fundings`](Self::lost_fundings).
+    /// Does the same for the channels of all `contracts`, in one transaction, so that the words alone
+    /// find them again: one signature for each carries its payee's key; see
+    /// [`lost_fundings`](Self::lost_fundings). As many coins are spent as there are channels, if there
+    /// are so many worth spending; the channels that no signature is left for are found by their
+    /// records alone.
     ///
     /// # Errors
     ///
-    /// As [`fund`](Self::fund).
-    pub fn fund_channel(
+    /// As [`fund`](Self::fund). Too many channels are [`SpendError::TooLarge`].
+    pub fn fund_channels(
         &mut self,
-        contract: &Contract,
+        contracts: &[&Contract],
         feerate: FeeRate,
-    ) -> Result<(Transaction, Preview), SpendError> {
-        let (script, capacity) = (contract.scripts().output(), contract.open().capacity);
-        let mut built = self.build(script, Value::Exact(capacity), feerate, Kind::Funding)?;
-        self.leave_trace(&mut built.transaction, contract.accept().payee_key);
-        self.hold_back(built)
+    ) -> Result<ChannelFunding, SpendError> {
+        let outputs: Vec<_> = contracts
+            .iter()
+            .map(|it| (it.scripts().output().clone(), it.open().capacity))
+            .collect();
+        let mut built = self.build(Pays::Exact(&outputs), feerate, Kind::Channels)?;
+        let traced = self.leave_traces(&mut built.transaction, contracts);
+        let (transaction, preview) = self.hold_back(built)?;
+        Ok(ChannelFunding {
+            transaction,
+            preview,
+            traced,
+        })
     }
 
     fn hold_back(&mut self, built: Built) -> Result<(Transaction, Preview), SpendError> {
@@ -297,9 +339,40 @@ impl Wallet {
         capacity: Amount,
         feerate: FeeRate,
     ) -> Result<Preview, SpendError> {
+        let outputs = [(script.to_owned(), capacity)];
         Ok(self
-            .build(script, Value::Exact(capacity), feerate, Kind::Funding)?
+            .build(Pays::Exact(&outputs), feerate, Kind::Funding)?
             .preview)
+    }
+
+    /// What [`fund_channels`](Self::fund_channels) would cost now, for channels of these capacities.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Returns what `fund_channels` would return.
+    pub fn preview_channels(
+        &mut self,
+        capacities: &[Amount],
+        feerate: FeeRate,
+    ) -> Result<Preview, SpendError> {
+        // Any scripts of the kind and size that channels have, each another.
+        let script = |index: usize| {
+            let program = sha256::Hash::hash(&index.to_be_bytes()).to_byte_array();
+            ScriptBuf::from_bytes([&[0x51, 0x20][..], &program].concat())
+        };
+        let outputs: Vec<_> = capacities
+            .iter()
+            .enumerate()
+            .map(|(index, capacity)| (script(index), *capacity))
+            .collect();
+        let built = self.build(Pays::Exact(&outputs), feerate, Kind::Channels)?;
+        Ok(built.preview)
+    }
+
+    /// What `transaction` pays to the miners; `None` unless it spends this wallet's coins alone.
+    pub fn fee_of(&self, transaction: &Transaction) -> Option<Amount> {
+        self.coins.calculate_fee(transaction).ok()
     }
 
     /// Takes an unconfirmed transaction of ours back: makes and records a replacement that returns
@@ -385,67 +458,49 @@ impl Wallet {
         {
             return Err(SpendError::WrongNetwork);
         }
-        self.build(
-            &payment.to.script_pubkey(),
-            payment.value,
-            payment.feerate,
-            Kind::Payment,
-        )
+        let script = payment.to.script_pubkey();
+        match payment.value {
+            Value::Exact(amount) => {
+                let outputs = [(script, amount)];
+                self.build(Pays::Exact(&outputs), payment.feerate, Kind::Payment)
+            }
+            Value::Everything => {
+                self.build(Pays::Everything(&script), payment.feerate, Kind::Payment)
+            }
+        }
     }
 
-    fn build(
-        &mut self,
-        script: &Script,
-        value: Value,
-        feerate: FeeRate,
-        kind: Kind,
-    ) -> Result<Built, SpendError> {
-        let least = script.minimal_non_dust();
-        if let Value::Exact(asked) = value
-            && asked < least
-        {
-            return Err(SpendError::BelowDust { asked, least });
-        }
-        if let Value::Exact(asked) = value
-            && asked > Amount::MAX_MONEY
-        {
-            return Err(SpendError::AboveSupply { asked });
-        }
+    fn build(&mut self, pays: Pays<'_>, feerate: FeeRate, kind: Kind) -> Result<Built, SpendError> {
+        check(pays)?;
         let feerate = bid(feerate)?;
         let (mut excluded, pending) = self.excluded(kind);
-        if value == Value::Everything {
+        if let Pays::Everything(_) = pays {
             // Strangers may have sent dust, which would only raise the fee.
-            let cost = feerate.fee_wu(P2TR_INPUT).unwrap_or(Amount::MAX_MONEY);
-            let dust = self
-                .coins
-                .list_unspent()
-                .filter(|coin| coin.txout.value <= cost);
-            excluded.extend(dust.map(|coin| coin.outpoint));
+            excluded.extend(self.dust(feerate));
         }
         let change_index = self.coins.next_derivation_index(KeychainKind::Internal);
         let change = self
             .coins
             .peek_address(KeychainKind::Internal, change_index)
             .script_pubkey();
-
-        let selection =
-            BranchAndBoundCoinSelection::new(P2TR_OUTPUT_BYTES, LargestFirstCoinSelection);
-        let mut builder = self.coins.build_tx().coin_selection(selection);
-        builder.unspendable(excluded).fee_rate(feerate);
-        match value {
-            Value::Exact(amount) => {
-                builder
-                    .add_recipient(script.to_owned(), amount)
-                    .drain_to(change.clone());
-            }
-            Value::Everything => {
-                builder.drain_wallet().drain_to(script.to_owned());
-            }
+        let least = Selection {
+            excluded: &excluded,
+            included: &[],
+            change: &change,
+        };
+        let mut psbt = self
+            .compose(pays, feerate, kind, least)
+            .map_err(|error| sort(error, pending))?;
+        if let (Kind::Channels, Pays::Exact(outputs)) = (kind, pays)
+            && let Some(included) = self.coins_for(&psbt, outputs.len(), &excluded, feerate)
+        {
+            let more = Selection {
+                included: &included,
+                ..least
+            };
+            // Where that is not to be had, what was found before will do.
+            psbt = self.compose(pays, feerate, kind, more).unwrap_or(psbt);
         }
-        if kind == Kind::Funding {
-            builder.version(VERSION_3);
-        }
-        let mut psbt = builder.finish().map_err(|error| sort(error, pending))?;
         let fee = psbt.fee().map_err(|error| SpendError::Build {
             detail: error.to_string(),
         })?;
@@ -454,7 +509,7 @@ impl Wallet {
         let vbytes = transaction.vsize() as u64;
         let limit = match kind {
             Kind::Payment => MAX_VBYTES,
-            Kind::Funding => MAX_VERSION_3_VBYTES,
+            Kind::Funding | Kind::Channels => MAX_VERSION_3_VBYTES,
         };
         if vbytes > limit {
             return Err(SpendError::TooLarge { vbytes, limit });
@@ -467,8 +522,12 @@ impl Wallet {
                 .map(|output| output.value)
         };
         let change = value_to(&change);
+        let value = match pays {
+            Pays::Exact(outputs) => outputs.iter().map(|(_, amount)| *amount).sum(),
+            Pays::Everything(script) => value_to(script).unwrap_or(Amount::ZERO),
+        };
         let preview = Preview {
-            value: value_to(script).unwrap_or(Amount::ZERO),
+            value,
             fee,
             change,
             inputs: transaction.input.len(),
@@ -479,6 +538,81 @@ impl Wallet {
             change_index: change.map(|_| change_index),
             transaction,
         })
+    }
+
+    fn compose(
+        &mut self,
+        pays: Pays<'_>,
+        feerate: FeeRate,
+        kind: Kind,
+        selection: Selection<'_>,
+    ) -> Result<Psbt, CreateTxError> {
+        let search = BranchAndBoundCoinSelection::new(P2TR_OUTPUT_BYTES, LargestFirstCoinSelection);
+        let mut builder = self.coins.build_tx().coin_selection(search);
+        builder
+            .unspendable(selection.excluded.to_vec())
+            .fee_rate(feerate);
+        if builder.add_utxos(selection.included).is_err() {
+            return Err(CreateTxError::NoUtxosSelected);
+        }
+        match pays {
+            Pays::Exact(outputs) => {
+                for (script, amount) in outputs {
+                    builder.add_recipient(script.clone(), *amount);
+                }
+                builder.drain_to(selection.change.to_owned());
+            }
+            Pays::Everything(script) => {
+                builder.drain_wallet().drain_to(script.to_owned());
+            }
+        }
+        match kind {
+            Kind::Payment => {}
+            Kind::Funding | Kind::Channels => {
+                builder.version(VERSION_3);
+            }
+        }
+        builder.finish()
+    }
+
+    /// The coins of `psbt` and further ones, the smallest first, so that there are `wanted` in all;
+    /// `None` if there are so many already, or none that is worth more than it costs to spend.
+    fn coins_for(
+        &self,
+        psbt: &Psbt,
+        wanted: usize,
+        excluded: &[OutPoint],
+        feerate: FeeRate,
+    ) -> Option<Vec<OutPoint>> {
+        let inputs = psbt.unsigned_tx.input.iter();
+        let mut coins: Vec<_> = inputs.map(|input| input.previous_output).collect();
+        let lacking = wanted.checked_sub(coins.len()).filter(|it| *it > 0)?;
+        let dust = self.dust(feerate);
+        let mut others: Vec<_> = self
+            .coins
+            .list_unspent()
+            .filter(|coin| {
+                let outpoint = &coin.outpoint;
+                !coins.contains(outpoint)
+                    && !excluded.contains(outpoint)
+                    && !dust.contains(outpoint)
+            })
+            .collect();
+        others.sort_by_key(|coin| (coin.txout.value, coin.outpoint));
+        let others = others.into_iter().take(lacking);
+        let before = coins.len();
+        coins.extend(others.map(|coin| coin.outpoint));
+        (coins.len() > before).then_some(coins)
+    }
+
+    /// Coins that cost more to spend than they hold.
+    fn dust(&self, feerate: FeeRate) -> Vec<OutPoint> {
+        let cost = feerate.fee_wu(P2TR_INPUT).unwrap_or(Amount::MAX_MONEY);
+        let dust = self
+            .coins
+            .list_unspent()
+            .filter(|coin| coin.txout.value <= cost);
+        dust.map(|coin| coin.outpoint).collect()
     }
 
     /// Coins that must not be spent, and how much of them only has to confirm.
@@ -495,7 +629,7 @@ impl Wallet {
                 .get_tx(coin.outpoint.txid)
                 .is_some_and(|parent| parent.version == Version(VERSION_3));
             let waits = match kind {
-                Kind::Funding => true,
+                Kind::Funding | Kind::Channels => true,
                 // A version 2 transaction on top of an unconfirmed version 3 one is not relayed.
                 Kind::Payment => is_version_3 || is_foreign_pending(self, &coin),
             };
@@ -605,6 +739,25 @@ impl Wallet {
                 .map_err(|error| build(error.to_string()))?;
         }
         self.sign(&mut psbt)
+    }
+}
+
+/// Whether these amounts can be sent at all.
+fn check(pays: Pays<'_>) -> Result<(), SpendError> {
+    let Pays::Exact(outputs) = pays else {
+        return Ok(());
+    };
+    let mut all = Amount::ZERO;
+    for (script, asked) in outputs {
+        let (asked, least) = (*asked, script.minimal_non_dust());
+        if asked < least {
+            return Err(SpendError::BelowDust { asked, least });
+        }
+        all = all.checked_add(asked).unwrap_or(Amount::MAX);
+    }
+    match all > Amount::MAX_MONEY {
+        true => Err(SpendError::AboveSupply { asked: all }),
+        false => Ok(()),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::channel::deadline::BlockHeight;
 use crate::channel::exposure::ExposureTable;
 use crate::channel::message::{Accept, Open};
 use crate::channel::params::{Contract, genesis};
+use crate::channel::tx;
 use crate::keys::Role;
 
 const NOW: u64 = 1_700_000_000;
@@ -505,13 +506,33 @@ fn funded(contracts: &[Contract]) -> Chain {
     let coins = (0..2).map(|salt| incoming(script.clone(), 40_000, salt));
     wallet.apply(&chain.grow(coins.collect())).unwrap();
     for contract in contracts {
-        let (funding, _) = wallet
-            .fund_channel(contract, FeeRate::BROADCAST_MIN)
+        let funding = wallet
+            .fund_channels(&[contract], FeeRate::BROADCAST_MIN)
             .unwrap();
+        assert_eq!(funding.traced, [true]);
+        let funding = funding.transaction;
         wallet.record(&funding, NOW).unwrap();
         wallet.apply(&chain.grow(vec![funding])).unwrap();
     }
     chain
+}
+
+/// One transaction that funds `contracts` from a wallet with so many coins, and the chain with it.
+fn funded_together(contracts: &[Contract], coins: u32) -> (ChannelFunding, Chain) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wallet = open(&dir);
+    let mut chain = Chain::new();
+    let script = wallet.receive_address().unwrap().script_pubkey();
+    let coins = (0..coins).map(|salt| incoming(script.clone(), 200_000 + u64::from(salt), salt));
+    wallet.apply(&chain.grow(coins.collect())).unwrap();
+    let contracts: Vec<_> = contracts.iter().collect();
+    let funding = wallet
+        .fund_channels(&contracts, FeeRate::BROADCAST_MIN)
+        .unwrap();
+    wallet.record(&funding.transaction, NOW).unwrap();
+    let event = chain.grow(vec![funding.transaction.clone()]);
+    wallet.apply(&event).unwrap();
+    (funding, chain)
 }
 
 /// What is found of it by the words `seed` alone.
@@ -547,6 +568,95 @@ fn the_words_alone_find_every_channel_that_they_funded() {
         assert_eq!(found.capacity(), sat(30_000));
         assert!(contract.fund(&found.transaction, found.vout).is_ok());
     }
+}
+
+#[test]
+fn the_words_find_each_channel_of_one_funding_that_has_an_input_for_it() {
+    let contracts = [2, 3, 4].map(|payee| contract(1 + 4_320, u32::from(payee), payee));
+
+    for (coins, traced) in [(1, 1), (2, 2), (3, 3), (5, 3)] {
+        let (funding, chain) = funded_together(&contracts, coins);
+        let found = found_by_words(&chain, 1);
+
+        assert_eq!(funding.transaction.input.len(), traced);
+        assert_eq!(funding.traced.iter().filter(|it| **it).count(), traced);
+        assert_eq!(found.len(), traced, "with {coins} coins");
+        for (contract, traced) in contracts.iter().zip(&funding.traced) {
+            let found = found
+                .iter()
+                .find(|it| it.payee_key == contract.accept().payee_key);
+            assert_eq!(found.is_some(), *traced);
+            let proves = |it: &LostFunding| contract.fund(&it.transaction, it.vout).is_ok();
+            assert!(found.is_none_or(proves));
+        }
+    }
+}
+
+#[test]
+fn what_is_known_of_a_funding_does_not_hide_the_rest_of_it() {
+    let contracts = [2, 3, 4].map(|payee| contract(1 + 4_320, u32::from(payee), payee));
+    let (funding, chain) = funded_together(&contracts, 3);
+    let script = contracts[1].scripts().output();
+    let known = |outpoint: &OutPoint| {
+        funding.transaction.output[outpoint.vout as usize].script_pubkey == *script
+    };
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut wallet = open(&dir);
+    for (height, block) in (1..).zip(&chain.blocks) {
+        let block = Arc::clone(block);
+        wallet
+            .apply(&ChainEvent::Connected { height, block })
+            .unwrap();
+    }
+    let found = wallet.lost_fundings(known, 5, 4_320);
+
+    let mut keys: Vec<_> = found.iter().map(|it| it.key_index).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, [2, 4]);
+}
+
+#[test]
+fn each_further_channel_of_a_funding_takes_43_vbytes_and_each_further_input_57_and_a_half() {
+    for count in [1_u8, 2, 3, 8, 32] {
+        let contracts: Vec<_> = (0..count)
+            .map(|payee| contract(1 + 4_320, u32::from(payee), 100 + payee))
+            .collect();
+        for coins in [16, u32::from(count).max(16)] {
+            let (funding, _) = funded_together(&contracts, coins);
+            let transaction = &funding.transaction;
+
+            let outputs = 43 * (u64::from(count) - 1);
+            let inputs = 115 * (transaction.input.len() as u64 - 1);
+            let expected = tx::FUNDING_VBYTES + outputs + inputs.div_ceil(2);
+            let vbytes = transaction.vsize() as u64;
+            assert!(vbytes.abs_diff(expected) <= 2, "{vbytes} is not {expected}");
+            assert!(vbytes < 10_000);
+            assert_eq!(funding.preview.vbytes, vbytes);
+            assert_eq!(transaction.version, tx::VERSION);
+            assert_eq!(transaction.output.len(), usize::from(count) + 1);
+        }
+    }
+}
+
+#[test]
+fn the_preview_of_a_funding_is_what_it_takes() {
+    let contracts = [2, 3, 4].map(|payee| contract(1 + 4_320, u32::from(payee), payee));
+    let dir = tempfile::tempdir().unwrap();
+    let mut wallet = open(&dir);
+    let script = wallet.receive_address().unwrap().script_pubkey();
+    let coins = (0..4).map(|salt| incoming(script.clone(), 60_000, salt));
+    wallet.apply(&Chain::new().grow(coins.collect())).unwrap();
+    let feerate = FeeRate::from_sat_per_vb(7).unwrap();
+
+    let told = wallet.preview_channels(&[sat(30_000); 3], feerate).unwrap();
+    let contracts: Vec<_> = contracts.iter().collect();
+    let made = wallet.fund_channels(&contracts, feerate).unwrap();
+
+    assert_eq!(told.inputs, made.preview.inputs);
+    assert!(told.vbytes.abs_diff(made.preview.vbytes) <= 1);
+    assert_eq!(told.value, sat(90_000));
+    assert_eq!(wallet.fee_of(&made.transaction), Some(made.preview.fee));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! the table of experiments that a single tranche can show, and a whole life of both machines.
 
 mod batch;
+mod opening;
 
 use bitcoin::absolute::LockTime;
 use bitcoin::key::TapTweak;

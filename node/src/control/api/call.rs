@@ -151,6 +151,7 @@ macro_rules! replies {
 
 use super::{
     Address, Balance, Chain, Channel, ChannelClosed, ChannelRolledOver, Channels, ChannelsClosed,
+    ChannelsOpened,
     ConfigChange, ConfigValues, Earnings, Identity, Lease, Leases, Offers, PeerAdded, Peers,
     Purchase, Selling, Sent, Status, Stopping, Transactions, Usage, Words,
 };
@@ -213,6 +214,11 @@ calls! {
     RevealWords: "POST" "/v1/wallet/backup", money => Words;
     /// Payment channels on both sides.
     ListChannels: "GET" "/v1/channels", money => Channels;
+    /// Opens channels ahead of any lease. All sellers are asked first, for 15 s at most; one transaction
+    /// then funds the channels with those that agreed.
+    OpenChannels: "POST" "/v1/channels/open", money => ChannelsOpened;
+    /// Opens a further channel with a seller, to be used when the one there is is used up. Leases go on.
+    TopUpChannel: "POST" "/v1/channels/topup", money => ChannelsOpened;
     /// Closes a channel, together with the other side if that answers within 15 s. Else the payee takes
     /// what was paid, and the payer gets its refund once the channel has expired.
     CloseChannel: "POST" "/v1/channels/{channel}/close", money => ChannelClosed;
@@ -280,6 +286,8 @@ replies! {
     ChannelRolledOver,
     /// Answers [`Command::CloseAllChannels`].
     ChannelsClosed,
+    /// Answers [`Command::OpenChannels`] and [`Command::TopUpChannel`].
+    ChannelsOpened,
     /// Answers [`Command::GetEarnings`].
     Earnings,
 }

@@ -321,6 +321,10 @@ pub struct Cost {
     pub opens_channel: bool,
     /// What the channel locks up. Whatever is not paid comes back.
     pub capacity_sat: u64,
+    /// Channels that are opened one after another while the lease runs, since the purchase costs more
+    /// than one may hold (`payments.max_capacity_sat`). Each costs as much in fees as the first.
+    #[serde(default)]
+    pub further_channels: u32,
     /// Fee of the funding transaction, paid by the buyer. 0 on an open channel.
     pub funding_fee_sat: u64,
     /// Fee of closing the channel, taken by the seller out of what it was paid.
@@ -329,9 +333,39 @@ pub struct Cost {
     pub refund_fee_sat: u64,
     /// Fee rate that these are reckoned with.
     pub feerate_sat_per_kvb: u64,
-    /// Funding and closing in parts per million of the traffic's cost. The channel stays open for
-    /// later leases, so this is the share if it were used only once.
+    /// Funding and closing in parts per million of the traffic's cost, rounded up. The channel stays
+    /// open for later leases, so this is the share if it were used only once.
     pub fee_share_ppm: u64,
+    /// From this turnover on, over all leases that use the channel, funding and closing are at most 5 %
+    /// of it. 0 on an open channel.
+    #[serde(default)]
+    pub turnover_sat: u64,
+    /// What would be cheaper, where funding and closing are more than 10 % of the traffic's cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cheaper: Option<Cheaper>,
+}
+
+/// What would be cheaper than opening a channel now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Cheaper {
+    /// The fee rate down from which funding and closing are at most 10 % of the traffic's cost.
+    pub feerate_sat_per_kvb: u64,
+    /// A channel that is open already, with room for as much, to a seller that offers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<CheaperChannel>,
+}
+
+/// An open channel to another seller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CheaperChannel {
+    /// Channel id.
+    pub channel: String,
+    /// Peer id of the seller.
+    pub seller: String,
+    /// What it asks for 10^9 bytes.
+    pub price_msat_per_gb: u64,
 }
 
 /// One seller that was asked for a quote.

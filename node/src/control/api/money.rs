@@ -321,6 +321,110 @@ pub struct Refund {
     pub txid: Option<String>,
 }
 
+/// Asks to open channels ahead of any lease, with one funding transaction for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct OpenChannels {
+    /// Sellers: peer ids, or beginnings of ids that this node knows. At most 32.
+    pub peers: Vec<String>,
+    /// What each channel holds. Absent: `payments.capacity_sat` of the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_sat: Option<u64>,
+    /// Leave out a seller whose first payment is above this; it is made when the channel is first used.
+    /// Absent: twice what this node's own view of the fee rate makes a closing worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_first_msat: Option<u64>,
+    /// Fee rate. Absent: the present estimate for 6 blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feerate_sat_per_kvb: Option<u64>,
+    /// Say what it would cost; ask nobody and sign nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Asks for a further channel with a seller that this node has one with, to be used after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct TopUpChannel {
+    /// The seller: a peer id, or the beginning of one that this node knows.
+    pub peer: String,
+    /// What the further channel holds.
+    pub amount_sat: u64,
+    /// As in [`OpenChannels`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_first_msat: Option<u64>,
+    /// Fee rate. Absent: the present estimate for 6 blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feerate_sat_per_kvb: Option<u64>,
+    /// Say what it would cost; ask nobody and sign nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Channels were, or would be, opened by one transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ChannelsOpened {
+    /// The funding transaction. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub txid: Option<String>,
+    /// Its virtual size.
+    pub vbytes: u64,
+    /// What the channels lock up in all. Whatever is not paid comes back.
+    pub capacity_sat: u64,
+    /// Its fee, which this node pays.
+    pub funding_fee_sat: u64,
+    /// Fee of closing one of the channels, taken by its seller out of what it was paid.
+    pub close_fee_sat: u64,
+    /// The highest first payment that is agreed to if nothing else is said.
+    pub max_first_sat: u64,
+    /// Fee rate that these are reckoned with.
+    pub feerate_sat_per_kvb: u64,
+    /// Funding and all closings in parts per million of what the channels hold, rounded up.
+    pub fee_share_ppm: u64,
+    /// From this turnover on, over all channels, funding and closing are at most 5 % of it.
+    pub turnover_sat: u64,
+    /// Whether the network has taken it. If not, it is written down and handed over as soon as the
+    /// chain source takes it.
+    pub broadcast: bool,
+    /// The channels.
+    pub channels: Vec<OpenedChannel>,
+    /// Sellers with which no channel was opened. Nothing was paid for them.
+    pub left_out: Vec<NotOpened>,
+}
+
+/// One channel that was, or would be, opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct OpenedChannel {
+    /// Peer id of the seller.
+    pub peer: String,
+    /// Channel id. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// What it holds.
+    pub capacity_sat: u64,
+    /// Its share of the funding's fee.
+    pub funding_fee_sat: u64,
+    /// What its first payment will be at least. It is credit, not a fee. Absent for a dry run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_sat: Option<u64>,
+    /// Whether the twelve words alone bring it back. If not, its records do: make a backup.
+    pub found_by_words: bool,
+}
+
+/// A seller with which no channel was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct NotOpened {
+    /// Peer id of the seller.
+    pub peer: String,
+    /// Why.
+    pub reason: Reason,
+}
+
 /// Asks to close a channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

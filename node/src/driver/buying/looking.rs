@@ -211,7 +211,7 @@ impl Driver {
         self.drain_purchase(id);
     }
 
-    pub(super) fn dial_seller(
+    pub(in crate::driver) fn dial_seller(
         &self,
         seller: NodeId,
         addresses: Option<Vec<bitmesh_market::offer::Address>>,

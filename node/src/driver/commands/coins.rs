@@ -57,8 +57,9 @@ enum Begun {
 }
 
 #[derive(Debug)]
-pub(super) enum Handed {
+pub(in crate::driver) enum Handed {
     Sent(api::Sent),
+    Opened(api::ChannelsOpened),
     Closed(api::ChannelClosed),
     RolledOver(api::ChannelRolledOver),
     /// Says itself of each transaction whether it was taken.
@@ -80,6 +81,11 @@ impl Handed {
             }
             .into(),
             Self::ClosedAll(closed) => closed.into(),
+            Self::Opened(opened) => api::ChannelsOpened {
+                broadcast,
+                ..opened
+            }
+            .into(),
         }
     }
 
@@ -129,7 +135,7 @@ impl Driver {
         .into())
     }
 
-    pub(super) fn feerate_of(&self, asked: Option<u64>) -> FeeRate {
+    pub(in crate::driver) fn feerate_of(&self, asked: Option<u64>) -> FeeRate {
         match asked {
             Some(sat_per_kvb) => FeeRate::from_sat_per_kwu(sat_per_kvb.div_ceil(4)),
             None => self.payments.feerate(),
@@ -137,7 +143,7 @@ impl Driver {
     }
 
     /// Answers once it is known whether the network takes the transaction, if there is one.
-    pub(super) fn answer_handed(
+    pub(in crate::driver) fn answer_handed(
         &mut self,
         made: Result<(Option<Txid>, Handed), ApiError>,
         answer: Answer,
@@ -175,6 +181,10 @@ impl Driver {
                 _ if matches!(reply, Handed::ClosedAll(_)) => Ok(reply.reply(true)),
                 Ok(()) => Ok(reply.reply(true)),
                 Err(BroadcastError::Chain(_)) => Ok(reply.reply(false)),
+                // The channels stand, and their funding is offered again with every block.
+                Err(BroadcastError::Rejected(_)) if matches!(reply, Handed::Opened(_)) => {
+                    Ok(reply.reply(false))
+                }
                 Err(BroadcastError::Rejected(reason)) => Err(ApiError::new(
                     ErrorCode::Refused,
                     format!("the network does not take transaction {txid}: {reason}"),
@@ -578,15 +588,8 @@ impl Driver {
 
     fn closed_share(&self, share: &Share) -> api::ClosedShare {
         let view = self.payments.channel(share.channel);
-        let is_used = |view: &ChannelView| {
-            self.payments.is_leased(Role::Payee, view.peer)
-                && self
-                    .payments
-                    .channel_in_use(Role::Payee, view.peer)
-                    .is_some_and(|used| used.proposal == view.proposal)
-        };
         api::ClosedShare {
-            ends_lease: view.as_ref().is_some_and(is_used),
+            ends_lease: self.payments.ends_lease(share.channel),
             channel: view.as_ref().map(|it| it.id.clone()).unwrap_or_default(),
             peer: view.map(|it| it.peer.to_string()).unwrap_or_default(),
             received_sat: share.received.to_sat(),

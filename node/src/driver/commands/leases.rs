@@ -139,8 +139,12 @@ impl Driver {
             if !self.payments.can_reach(session.peer, whole) {
                 return Err(ApiError::new(
                     ErrorCode::InsufficientFunds,
-                    "the channel does not hold enough for that",
-                    "close this lease and buy again: a new channel is opened",
+                    "the channels with this seller do not hold enough for that",
+                    format!(
+                        "add to them with \"bitmesh channels topup {} AMOUNT\", then extend; the lease \
+                         goes on meanwhile",
+                        session.peer
+                    ),
                 ));
             }
             Ok((id, quota))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bitmesh_market::envelope::Signed;
 use bitmesh_market::lease::LeaseId;
 use bitmesh_market::session::{Ending, Event, Output};
+use bitmesh_market::units::Msat;
 use bitmesh_wallet::keys::Role;
 use tracing::{debug, info, warn};
 
@@ -124,7 +125,16 @@ impl Driver {
                 self.purchase_carries(id);
                 self.tell(lease.map(|lease| api::Event::LeaseResumed { lease }));
             }
-            Event::Extended { .. } | Event::NotExtended { .. } => self.extension_answered(id),
+            Event::Extended { .. } => {
+                let (role, peer, quota) = (session.role(), session.peer, session.quota());
+                let reach = session.lease().price().cost_of(quota);
+                if role == Role::Payer {
+                    let reach = reach.unwrap_or(Msat::MAX);
+                    self.payments.lease_extended(peer, reach);
+                }
+                self.extension_answered(id);
+            }
+            Event::NotExtended { .. } => self.extension_answered(id),
             Event::Receipted(receipt) => {
                 session.receipted = Some(receipt);
                 let usage = self.usage_line(id);
