@@ -552,7 +552,7 @@ fn one_transaction_is_asked_for_once_every_seller_has_agreed() {
     world.run();
 
     // Broadcast once, and known to every seller.
-    assert_eq!(world.broadcast, [tx.clone()]);
+    assert_eq!(world.broadcast, std::slice::from_ref(&tx));
     for seller in world.sellers.values() {
         let channel = seller.payees.values().next().unwrap();
         assert_eq!(channel.funding.unwrap().txid, tx.compute_txid());
