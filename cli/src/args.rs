@@ -19,9 +19,9 @@ pub use self::{
         RoleArg, SellArgs, SellCommand, SellPriceArgs, SellStartArgs, UsageArgs,
     },
     money::{
-        ChannelCloseArgs, ChannelOpenArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelTopUpArgs,
-        ChannelsArgs, ChannelsCommand, EarningsArgs, OpeningArgs, PassphraseArgs, PassphraseCommand,
-        PeerOrAmount, SendArgs, WalletArgs, WalletCommand,
+        ChannelCloseArgs, ChannelOpenArgs, ChannelRefundArgs, ChannelRolloverArgs,
+        ChannelTopUpArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, OpeningArgs, PassphraseArgs,
+        PassphraseCommand, PeerOrAmount, SendArgs, WalletArgs, WalletCommand,
     },
     node::{
         ApiArgs, BackupArgs, BackupCommand, ConfigArgs, ConfigCommand, DaemonArgs, EventsArgs,

@@ -10,8 +10,7 @@ pub use self::{
     market::{lease, leases, offers, opening, purchase, selling, usage},
     money::{
         address, balance, channel, channel_closed, channel_rolled_over, channels, channels_closed,
-        channels_opened,
-        earnings, entries_csv, sent, transactions, words,
+        channels_opened, earnings, entries_csv, sent, transactions, words,
     },
     node::{config_change, config_values, event, identity, peer_added, peers, status},
 };

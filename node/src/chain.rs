@@ -349,7 +349,7 @@ mod tests {
     /// watch.
     struct Slow {
         gate: blocking::Receiver<()>,
-        watched: blocking::Sender<ScriptBuf>,
+        watched: blocking::SyncSender<ScriptBuf>,
     }
 
     const DOWN: &str = "not asked in this test";
@@ -414,8 +414,8 @@ mod tests {
 
     #[test]
     fn no_script_to_watch_is_lost_while_the_source_is_slow() {
-        let (open, gate) = blocking::channel();
-        let (watched, seen) = blocking::channel();
+        let (open, gate) = blocking::sync_channel(0);
+        let (watched, seen) = blocking::sync_channel(2 * COMMANDS);
         let (updates, _listener) = mpsc::channel(8);
         let source = Box::new(Slow { gate, watched });
         let every = Duration::from_millis(1);

@@ -736,6 +736,7 @@ mod tests {
                         open,
                         key_index,
                         max_min_first: Amount::from_sat(1_000),
+                        from: None,
                     },
                     Fact::Accepted { accept },
                 ],
@@ -743,6 +744,7 @@ mod tests {
                     open,
                     accept,
                     key_index,
+                    from: None,
                 }],
             };
             facts.push(Fact::Funded {

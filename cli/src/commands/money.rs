@@ -10,9 +10,9 @@ use bitmesh_node::words::{self, Passphrase};
 
 use crate::{
     args::{
-        ChannelCloseArgs, ChannelOpenArgs, ChannelRefundArgs, ChannelRolloverArgs, ChannelTopUpArgs,
-        ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate, Money, PeerOrAmount, SendArgs, Span,
-        UnlockArgs, WalletCommand, WholeSat,
+        ChannelCloseArgs, ChannelOpenArgs, ChannelRefundArgs, ChannelRolloverArgs,
+        ChannelTopUpArgs, ChannelsArgs, ChannelsCommand, EarningsArgs, Feerate, Money,
+        PeerOrAmount, SendArgs, Span, UnlockArgs, WalletCommand, WholeSat,
     },
     context::{Context, now},
     failure::Failure,

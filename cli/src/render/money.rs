@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use bitmesh_node::control::api::{
     Address, Audit, Balance, Channel, ChannelClosed, ChannelEnd, ChannelRolledOver, ChannelStep,
-    Channels, ChannelsClosed, ChannelsOpened, Earnings, LedgerEntry, Sent, StepKind, Timestamp, Totals,
-    Transactions, Words,
+    Channels, ChannelsClosed, ChannelsOpened, Earnings, LedgerEntry, Sent, StepKind, Timestamp,
+    Totals, Transactions, Words,
 };
 
 use super::{

@@ -74,10 +74,7 @@ pub(crate) async fn drain(flows: Vec<Flow>, warm_up: Duration, during: Duration)
         seen.push(Arc::clone(&mine));
         tasks.push(tokio::spawn(async move {
             let mut buffer = vec![0; 4 * BLOCK];
-            loop {
-                let Ok(length @ 1..) = flow.read(&mut buffer).await else {
-                    break;
-                };
+            while let Ok(length @ 1..) = flow.read(&mut buffer).await {
                 let now = micros(start);
                 let last = mine.last_us.swap(now, Relaxed);
                 if measuring.load(Relaxed) {

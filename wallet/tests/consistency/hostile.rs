@@ -100,6 +100,7 @@ impl World {
                     tranche: tranche.index(),
                     nonce: any_nonce(how),
                     promised,
+                    next: None,
                 })));
             }
             Trick::Funding => {

@@ -151,9 +151,8 @@ macro_rules! replies {
 
 use super::{
     Address, Balance, Chain, Channel, ChannelClosed, ChannelRolledOver, Channels, ChannelsClosed,
-    ChannelsOpened,
-    ConfigChange, ConfigValues, Earnings, Identity, Lease, Leases, Offers, PeerAdded, Peers,
-    Purchase, Selling, Sent, Status, Stopping, Transactions, Usage, Words,
+    ChannelsOpened, ConfigChange, ConfigValues, Earnings, Identity, Lease, Leases, Offers,
+    PeerAdded, Peers, Purchase, Selling, Sent, Status, Stopping, Transactions, Usage, Words,
 };
 
 calls! {

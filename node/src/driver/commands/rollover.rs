@@ -219,8 +219,11 @@ fn refused(error: &PaymentsError) -> ApiError {
             "it can be used as it is; nothing was changed"
         }
         PaymentsError::Rollover(RolloverError::Capacity { .. }) => {
-            "leave --capacity out to carry everything over; a larger channel is opened by the next \
-             purchase, from coins"
+            "leave --capacity out to carry everything over; for more, \"bitmesh channels topup\" opens a \
+             further channel from coins"
+        }
+        PaymentsError::Opening => {
+            "nothing was changed; ask again when that channel is made, in a few seconds"
         }
         PaymentsError::Rollover(
             RolloverError::NotOpen | RolloverError::NoPeer | RolloverError::Already,
@@ -228,6 +231,7 @@ fn refused(error: &PaymentsError) -> ApiError {
         | PaymentsError::Unknown
         | PaymentsError::NoTip
         | PaymentsError::NoKey
+        | PaymentsError::TooMany
         | PaymentsError::Payer(_)
         | PaymentsError::Payee(_)
         | PaymentsError::Batch(_) => {

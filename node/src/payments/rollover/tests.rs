@@ -17,9 +17,9 @@ use bitmesh_market::units::Msat;
 use bitmesh_wallet::channel::deadline::BlockHeight;
 use bitmesh_wallet::channel::message::{Message, Renew};
 use bitmesh_wallet::channel::params::{self, CLOSE_PATIENCE, PayeePolicy, PayerPolicy};
-use bitmesh_wallet::channel::payee::{self, Sighting};
+use bitmesh_wallet::channel::payee::Sighting;
 use bitmesh_wallet::channel::record::Record;
-use bitmesh_wallet::channel::{ProposalId, payer, tx};
+use bitmesh_wallet::channel::{ProposalId, tx};
 use bitmesh_wallet::keys::{Keys, Role};
 use bitmesh_wallet::ledger::Ledger;
 
@@ -137,15 +137,14 @@ impl Pair {
         pair.tell_tip();
         let (seller, now) = (node(Who::Seller), pair.now);
         let capacity = Amount::from_sat(CAPACITY);
-        let opened = pair.buyer.payments.open(
+        let terms = Terms {
             seller,
             capacity,
-            Amount::from_sat(2_000),
-            script(0x10),
-            [1; 16],
-            now,
-        );
-        opened.unwrap();
+            max_first: Amount::from_sat(2_000),
+            change_script: script(0x10),
+            nonce: [1; 16],
+        };
+        pair.buyer.payments.open(terms, now).unwrap();
         pair.talk();
         pair.mine(3);
         pair.pay(PAID);
@@ -166,7 +165,11 @@ impl Pair {
             Who::Buyer => (Role::Payer, node(Who::Seller)),
             Who::Seller => (Role::Payee, node(Who::Buyer)),
         };
-        self.side(who).payments.lease_begun(role, peer, lease());
+        // The channel there is holds as much as the lease may cost, so that it asks for no other.
+        let reach = Msat::ZERO;
+        self.side(who)
+            .payments
+            .lease_begun(role, peer, lease(), reach);
     }
 
     fn fresh(&mut self) -> [u8; 32] {

@@ -285,19 +285,19 @@ impl Payer {
             return Err(unexpected);
         }
         let mut caught_up = None;
-        if let Some((total, signature)) = depth.held {
-            if total > funded.promised {
-                let (channel, tranche) = (depth.channel, depth.tranche);
-                let voucher = Voucher {
-                    channel,
-                    tranche,
-                    total,
-                    signature,
-                };
-                funded.tranche.verify(&voucher).map_err(Error::Claim)?;
-                funded.promised = total;
-                caught_up = Some(total);
-            }
+        if let Some((total, signature)) = depth.held
+            && total > funded.promised
+        {
+            let (channel, tranche) = (depth.channel, depth.tranche);
+            let voucher = Voucher {
+                channel,
+                tranche,
+                total,
+                signature,
+            };
+            funded.tranche.verify(&voucher).map_err(Error::Claim)?;
+            funded.promised = total;
+            caught_up = Some(total);
         }
         // What it said last counts: a payee that came back from an old backup holds less than before.
         funded.acknowledged = depth.held.map_or(Amount::ZERO, |(total, _)| total);

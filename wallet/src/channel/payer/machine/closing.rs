@@ -114,7 +114,10 @@ impl Payer {
             feerate,
             until: now.checked_add(CLOSE_PATIENCE).unwrap_or(now),
             next: output,
-            step: Step::Asked { nonce, close },
+            step: Step::Asked {
+                nonce: Box::new(nonce),
+                close,
+            },
         });
         self.resend = Resend::default();
         self.send_pending(now);

@@ -65,7 +65,7 @@ pub(super) struct Attempt {
 
 #[derive(Debug)]
 pub(super) enum Step {
-    Asked { nonce: Nonce, close: Close },
+    Asked { nonce: Box<Nonce>, close: Close },
     Signed { ack: CloseAck, half: ClosePartial },
 }
 
