@@ -1,14 +1,10 @@
 //! Channels that are carried over into the next: by hand, by themselves, and found again by the words.
 
-use std::fs;
-use std::path::Path;
-use std::process::Command;
-
 use bitcoin::Txid;
 use bitmesh_node::control::api::{
     Channel, ChannelRolledOver, ChannelState, LeaseState, RolloverChannel, StepKind,
 };
-use bitmesh_tests::{PATIENCE, World, bitmesh, wait};
+use bitmesh_tests::{PATIENCE, World, wait};
 use bitmesh_wallet::channel::split::SPLIT_VBYTES;
 use bitmesh_wallet::channel::tx::{FUNDING_VBYTES, ROLLOVER_CHANGE_VBYTES};
 
@@ -16,6 +12,7 @@ use crate::accounts::{
     self, FINAL, FUNDS, MB, audited, buy, buyer, file, finish, seller, slow_seller, until_received,
 };
 use crate::chain::mine_to;
+use crate::words::lose_all_but_the_words;
 
 /// The shortest life of a channel, in blocks.
 const EXPIRY: u32 = 1_008;
@@ -82,11 +79,8 @@ async fn settle(world: &World, old: &str, fee: u64) {
     assert_eq!(paid(&bought), paid(&sold));
     let coins = world.balance("bob").await.confirmed_sat;
     assert_eq!(coins, FUNDS.to_sat() - paid(&bought) - fees(&bought));
-    assert_eq!(
-        fees(&bought),
-        FUNDING_VBYTES,
-        "it paid for one funding only"
-    );
+    // It paid for one funding only; a signature more or less and the fee is rounded up.
+    assert!((FUNDING_VBYTES..=FUNDING_VBYTES + 1).contains(&fees(&bought)));
     let coins = world.balance("alice").await.confirmed_sat;
     assert_eq!(coins, paid(&sold) - fees(&sold));
 }
@@ -180,9 +174,10 @@ async fn less_is_carried_over_if_that_is_wanted_and_what_cannot_be_is_refused() 
     let after = world.balance("bob").await;
     assert_eq!(after.confirmed_sat, before.confirmed_sat + left - 12_000);
 
-    // The next lease is paid from it, without opening another.
-    let lease = buy(&world, "bob", 10 * MB).await;
+    // The next lease is paid from it, without opening another, once the credit is used up.
+    let lease = buy(&world, "bob", 60 * MB).await;
     assert_eq!(lease.channel, Some(next));
+    world.fetch("bob", file(50 * MB, 2)).await;
     settle(&world, &old.id, ROLLOVER_CHANGE_VBYTES).await;
     world.end().await;
 }
@@ -215,10 +210,10 @@ async fn a_channel_in_use_is_carried_over_by_itself_before_it_expires() {
     audited(&world).await;
     world.mine(3).await;
 
-    // Trading goes on, on the channel that there is.
-    let lease = buy(&world, "bob", 10 * MB).await;
+    // Trading goes on, on the channel that there is, once the credit is used up.
+    let lease = buy(&world, "bob", 60 * MB).await;
     assert_eq!(lease.channel.as_ref(), Some(&next.id));
-    world.fetch("bob", file(4 * MB, 2)).await;
+    world.fetch("bob", file(50 * MB, 2)).await;
     assert!(one(&world, "bob", &next.id).await.paid_sat > 0);
     settle(&world, &old.id, SPLIT_VBYTES).await;
     world.end().await;
@@ -242,25 +237,6 @@ async fn a_seller_that_is_gone_leaves_the_channel_as_it_was() {
     assert_eq!((kept.state, kept.carried_into), (ChannelState::Open, None));
     assert!(world.chain().mempool().unwrap().is_empty());
     world.node_mut("alice").kill().unwrap();
-}
-
-/// Deletes everything that a node has but its configuration, and makes it anew from its words.
-fn lose_all_but_the_words(folder: &Path) {
-    let words = fs::read_to_string(folder.join("words.txt")).unwrap();
-    let config = fs::read(folder.join("config.toml")).unwrap();
-    fs::remove_dir_all(folder).unwrap();
-    fs::create_dir(folder).unwrap();
-    fs::write(folder.join("config.toml"), config).unwrap();
-    let paper = folder.with_extension("paper");
-    fs::write(&paper, words).unwrap();
-    let output = Command::new(bitmesh())
-        .arg("--datadir")
-        .arg(folder)
-        .args(["--no-input", "init", "--words-file"])
-        .arg(&paper)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,9 @@ const MAX_EXPIRY_BLOCKS: u32 = 12_960;
 pub struct Payments {
     /// Blocks until the buyer may take its money back alone. 4,320 is thirty days.
     pub expiry_blocks: u32,
+    /// Whether this node, as a buyer, carries a channel that is about to expire over into a new one by
+    /// itself while it trades with the seller. Else the rest comes back when the seller closes.
+    pub carry_over: bool,
     /// What a new channel holds when the purchase does not ask for more, in sat.
     pub capacity_sat: u64,
     /// The largest channel this node pays into or accepts, in sat.
@@ -46,6 +49,7 @@ impl Default for Payments {
     fn default() -> Self {
         Self {
             expiry_blocks: 4_320,
+            carry_over: true,
             capacity_sat: 20_000,
             max_capacity_sat: 1_000_000,
             zero_conf: ZeroConf::default(),

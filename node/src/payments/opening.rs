@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use bitcoin::{Amount, ScriptBuf, Transaction};
 use bitmesh_market::identity::NodeId;
-use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::message::RefusalCode;
 use bitmesh_wallet::channel::params::{Contract, Parties};
 use bitmesh_wallet::channel::payer::{self, Payer};
+use bitmesh_wallet::channel::{ProposalId, tx};
 use bitmesh_wallet::keys::Role;
 use tracing::debug;
 
@@ -330,7 +330,7 @@ impl Payments {
         for (channel, share) in self
             .in_order_of_outputs(channels, tx)
             .into_iter()
-            .zip(shares(fee, channels.len()))
+            .zip(tx::shares(fee, channels.len()))
         {
             self.funded(channel, tx.clone(), share, now)?;
         }
@@ -383,7 +383,7 @@ impl Payments {
                 .iter()
                 .filter(|(_, channel)| channel.machine.contract().is_some_and(is_in));
             let channels: Vec<_> = channels.map(|(id, _)| *id).collect();
-            let shares = fee_of(tx).map(|fee| shares(fee, channels.len()).collect::<Vec<_>>());
+            let shares = fee_of(tx).map(|fee| tx::shares(fee, channels.len()).collect::<Vec<_>>());
             let ordered = self.in_order_of_outputs(&channels, tx);
             for (index, channel) in ordered.into_iter().enumerate() {
                 let stage = self.payers.get(&channel).map(|it| it.machine.stage());
@@ -470,11 +470,4 @@ fn output_of(contract: &Contract, tx: &Transaction) -> Option<u32> {
     let script = contract.scripts().output();
     let found = tx.output.iter().position(|it| it.script_pubkey == *script);
     found.and_then(|index| u32::try_from(index).ok())
-}
-
-/// A fee in even parts of whole sat. The first bear what does not divide.
-fn shares(fee: Amount, count: usize) -> impl Iterator<Item = Amount> {
-    let count = u64::try_from(count).unwrap_or(u64::MAX).max(1);
-    let (share, over) = (fee.to_sat() / count, fee.to_sat() % count);
-    (0..count).map(move |index| Amount::from_sat(share.saturating_add(u64::from(index < over))))
 }

@@ -423,6 +423,14 @@ impl LifeCycle {
     }
 }
 
+/// A fee in even parts of whole sat, for channels that one transaction funds, in the order of their
+/// outputs. The first bear what does not divide.
+pub fn shares(fee: Amount, count: usize) -> impl Iterator<Item = Amount> {
+    let count = u64::try_from(count).unwrap_or(u64::MAX).max(1);
+    let (share, over) = (fee.to_sat() / count, fee.to_sat() % count);
+    (0..count).map(move |index| Amount::from_sat(share.saturating_add(u64::from(index < over))))
+}
+
 /// `R`: the least first payment that makes closing worth it twice over at `feerate`. Below the
 /// fee of a close plus dust the payee's claim is worthless, so this much is paid at once; it is
 /// credit for service, not a fee. `None` if it does not fit.

@@ -41,7 +41,7 @@ pub struct LostFunding {
     pub transaction: Transaction,
     /// Which of its outputs is the channel.
     pub vout: u32,
-    /// What it paid to the miners.
+    /// The channel's share of what it paid to the miners.
     pub fee: Amount,
     /// Derivation index of the payer's channel key.
     pub key_index: u32,
@@ -115,15 +115,19 @@ impl Wallet {
             let others = (0..).zip(&transaction.output).filter(|(_, output)| {
                 output.script_pubkey.is_p2tr() && !self.is_mine(&output.script_pubkey)
             });
-            let outputs: Vec<(usize, u32)> = others
-                .map(|(vout, _)| vout)
+            let others: Vec<u32> = others.map(|(vout, _)| vout).collect();
+            let fee = self.coins.calculate_fee(&transaction);
+            let fees = tx::shares(fee.unwrap_or(Amount::ZERO), others.len());
+            let outputs: Vec<_> = others
+                .into_iter()
+                .zip(fees)
                 .enumerate()
-                .filter(|(_, vout)| !is_known(&OutPoint::new(txid, *vout)))
+                .filter(|(_, (vout, _))| !is_known(&OutPoint::new(txid, *vout)))
                 .collect();
             if transaction.version != tx::VERSION {
                 continue;
             }
-            for (input, vout) in outputs {
+            for (input, (vout, fee)) in outputs {
                 let Some(notes) = self.read_trace(&transaction, input) else {
                     continue;
                 };
@@ -134,10 +138,7 @@ impl Wallet {
                 };
                 found.push(LostFunding {
                     vout,
-                    fee: self
-                        .coins
-                        .calculate_fee(&transaction)
-                        .unwrap_or(Amount::ZERO),
+                    fee,
                     key_index: candidate.key_index,
                     payer_key: candidate.payer_key,
                     payee_key: candidate.payee_key,

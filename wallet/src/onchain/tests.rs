@@ -581,6 +581,12 @@ fn the_words_find_each_channel_of_one_funding_that_has_an_input_for_it() {
         assert_eq!(funding.transaction.input.len(), traced);
         assert_eq!(funding.traced.iter().filter(|it| **it).count(), traced);
         assert_eq!(found.len(), traced, "with {coins} coins");
+        // Each bears its share of the fee, and all together the whole of it.
+        let fees: Vec<_> = tx::shares(funding.preview.fee, contracts.len()).collect();
+        let shares = found.iter().map(|it| it.fee);
+        assert!(shares.zip(&fees).all(|(share, fee)| share == *fee));
+        let sum = fees.iter().map(|fee| fee.to_sat()).sum::<u64>();
+        assert_eq!(sum, funding.preview.fee.to_sat());
         for (contract, traced) in contracts.iter().zip(&funding.traced) {
             let found = found
                 .iter()

@@ -113,7 +113,8 @@ impl Driver {
     /// Buyer: the expiry comes near. The channel is carried over if this node still trades with the
     /// seller; else it runs out, and what is left comes back when the seller closes it.
     pub(in crate::driver) fn rollover_due(&mut self, channel: ProposalId, seller: NodeId) {
-        if !self.trades_with(seller) || !self.connected.contains_key(&seller) {
+        let may = self.config.payments.carry_over && self.trades_with(seller);
+        if !may || !self.connected.contains_key(&seller) {
             return;
         }
         info!(%channel, "the expiry comes near; carrying the channel over into a new one");
