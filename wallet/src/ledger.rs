@@ -345,7 +345,11 @@ impl Statement {
             (Role::Payee, Fact::Settled(settlement)) => {
                 let (received, fee) = (settlement.received, settlement.payee_fee());
                 // More than is held, if the close is younger than the backup that the books are from.
-                let paid = self.total.max(received.checked_add(fee)?);
+                // No close pays more than there was.
+                let paid = received
+                    .checked_add(fee)
+                    .filter(|paid| *paid <= self.capacity)?
+                    .max(self.total);
                 let found = self.raise(paid)?;
                 let lost = paid.checked_sub(received)?.checked_sub(fee)?;
                 self.end(Some(*settlement));
