@@ -266,7 +266,9 @@ impl Payments {
                 (channel.funding, channel.fees) = (funding, fees);
                 self.payers.insert(proposal, channel);
                 match follows {
-                    true => count_channel(&mut self.bought, seller, proposal, promised),
+                    true => {
+                        count_channel(&mut self.bought, seller, proposal, promised);
+                    }
                     false => use_channel(&mut self.bought, seller, proposal, promised, is_over),
                 }
                 self.drain_payer(proposal, now);
@@ -306,7 +308,9 @@ impl Payments {
                 (channel.funding, channel.key_index) = (funding, Some(index));
                 self.payees.insert(proposal, channel);
                 match follows {
-                    true => count_channel(&mut self.sold, buyer, proposal, counts),
+                    true => {
+                        count_channel(&mut self.sold, buyer, proposal, counts);
+                    }
                     false => use_channel(&mut self.sold, buyer, proposal, counts, is_over),
                 }
                 self.drain_payee(proposal, now);
@@ -710,23 +714,23 @@ fn use_channel(
     total: Amount,
     is_over: bool,
 ) {
-    let pair = pairs.entry(peer).or_default();
+    let pair = count_channel(pairs, peer, channel, total);
     if !is_over {
         pair.channels.push(channel);
     }
     pair.latest = Some(channel);
-    pair.account.on_channel_total(channel, total.to_sat());
 }
 
-/// Counts what was paid on a channel that is not in use yet.
+/// Counts what was paid on a channel, which need not be in use yet.
 fn count_channel(
     pairs: &mut BTreeMap<NodeId, Pair>,
     peer: NodeId,
     channel: ProposalId,
     total: Amount,
-) {
+) -> &mut Pair {
     let pair = pairs.entry(peer).or_default();
     pair.account.on_channel_total(channel, total.to_sat());
+    pair
 }
 
 /// Whether `room` in channels holds what of `cost` the credit does not cover.

@@ -180,7 +180,9 @@ impl Payments {
         channel.give_up_at = before.and_then(|_| now.checked_add(RENEWAL_PATIENCE));
         self.payees.insert(proposal, channel);
         match before {
-            Some(_) => count_channel(&mut self.sold, buyer, proposal, Amount::ZERO),
+            Some(_) => {
+                count_channel(&mut self.sold, buyer, proposal, Amount::ZERO);
+            }
             None => use_channel(&mut self.sold, buyer, proposal, Amount::ZERO, false),
         }
         self.drain_payee(proposal, now);

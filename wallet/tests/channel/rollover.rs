@@ -118,6 +118,17 @@ impl Four {
         four
     }
 
+    /// A rollover that the payee has made, and the payer does not hear of.
+    fn with_the_last_word_lost() -> (Self, Transaction) {
+        let mut four = Self::paid(40_000, 60_000);
+        let ack = four.offered();
+        four.tell_payer(payer::Input::Received(Message::CloseAck(Box::new(ack))));
+        four.deliver_to_payee();
+        let tx = four.payee.closes_with().unwrap().clone();
+        four.to_payer.clear();
+        (four, tx)
+    }
+
     fn forget(&mut self) {
         self.payer_events.clear();
         self.payee_events.clear();
@@ -661,12 +672,7 @@ fn a_payer_that_is_silent_or_gone_freezes_the_channel_for_the_patience_at_most()
 
 #[test]
 fn a_rollover_whose_last_word_was_lost_is_learned_after_a_restart() {
-    let mut four = Four::paid(40_000, 60_000);
-    let ack = four.offered();
-    four.tell_payer(payer::Input::Received(Message::CloseAck(Box::new(ack))));
-    four.deliver_to_payee();
-    let tx = four.payee.closes_with().unwrap().clone();
-    four.to_payer.clear();
+    let (mut four, tx) = Four::with_the_last_word_lost();
 
     four.restart_payer();
     assert!(four.next_payer.tranche().is_none());
@@ -679,12 +685,7 @@ fn a_rollover_whose_last_word_was_lost_is_learned_after_a_restart() {
 
 #[test]
 fn a_payee_says_after_a_restart_what_it_has_rolled_over() {
-    let mut four = Four::paid(40_000, 60_000);
-    let ack = four.offered();
-    four.tell_payer(payer::Input::Received(Message::CloseAck(Box::new(ack))));
-    four.deliver_to_payee();
-    let tx = four.payee.closes_with().unwrap().clone();
-    four.to_payer.clear();
+    let (mut four, tx) = Four::with_the_last_word_lost();
 
     four.restart_payee();
     assert_eq!(Split::read(&tranche(), &tx).unwrap().0.total, sat(40_000));

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use bitcoin::{Amount, SignedAmount};
+use bitcoin::{Amount, SignedAmount, Transaction};
 use bitmesh_wallet::channel::ProposalId;
 use bitmesh_wallet::channel::params::FINAL_DEPTH;
 use bitmesh_wallet::channel::record::{End, Settlement};
@@ -12,7 +12,7 @@ use bitmesh_wallet::ledger::Account;
 
 use crate::chain::Place;
 use crate::keys::{BUYER_CHANGE, FUNDING_CHANGE, SELLER_PAYOUT};
-use crate::world::{CLOSE, STOP, Side, World, coin};
+use crate::world::{CLOSE, STOP, Side, Truth, World, coin};
 
 /// Who is still there at the end, and what it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -271,23 +271,25 @@ impl World {
         }
     }
 
+    /// The channels whose funding was mined and whose end the buyer knows.
+    fn ended(&self) -> impl Iterator<Item = (ProposalId, &Truth, &Transaction)> {
+        self.truths.iter().filter_map(|(id, truth)| {
+            let funding = truth.funding.as_ref()?;
+            let payer = self.buyer.machines.get(id)?;
+            let is_settled = matches!(
+                payer.stage(),
+                payer::Stage::Settled | payer::Stage::Abandoned
+            );
+            let is_mined = self.chain.confirmations(funding.compute_txid()) > 0;
+            (is_settled && is_mined).then_some((*id, truth, funding))
+        })
+    }
+
     /// The books say of coins what the chain says.
     fn check_coins(&self, ending: Ending) {
         if ending.gone() != Some(Side::Buyer) {
             let mut expected = SignedAmount::ZERO;
-            for (id, truth) in &self.truths {
-                let Some(funding) = &truth.funding else {
-                    continue;
-                };
-                let is_settled = self.buyer.machines.get(id).is_some_and(|payer| {
-                    matches!(
-                        payer.stage(),
-                        payer::Stage::Settled | payer::Stage::Abandoned
-                    )
-                });
-                if self.chain.confirmations(funding.compute_txid()) == 0 || !is_settled {
-                    continue;
-                }
+            for (id, truth, funding) in self.ended() {
                 let fee = self.chain.fee(funding).expect("it was mined");
                 let tranche = truth.tranche.as_ref().expect("it was funded");
                 let spend = self.chain.spender(tranche.outpoint());
@@ -307,7 +309,7 @@ impl World {
                     .buyer
                     .journal
                     .books
-                    .channel(*id)
+                    .channel(id)
                     .expect("it was proposed");
                 assert_eq!(
                     statement.balance(Account::Coins),
@@ -342,20 +344,8 @@ impl World {
     fn check_wallet(&self, expected: SignedAmount) {
         let change = &*FUNDING_CHANGE;
         let mut total = SignedAmount::ZERO;
-        for (id, truth) in &self.truths {
-            let Some(funding) = &truth.funding else {
-                continue;
-            };
-            let is_settled = self.buyer.machines.get(id).is_some_and(|payer| {
-                matches!(
-                    payer.stage(),
-                    payer::Stage::Settled | payer::Stage::Abandoned
-                )
-            });
-            if self.chain.confirmations(funding.compute_txid()) == 0 || !is_settled {
-                continue;
-            }
-            let spent = self.chain.prevout(coin(*id)).expect("it was minted").value;
+        for (id, _, funding) in self.ended() {
+            let spent = self.chain.prevout(coin(id)).expect("it was minted").value;
             let back = funding.output.iter().filter(|o| o.script_pubkey == *change);
             total += signed(back.map(|output| output.value).sum()) - signed(spent);
         }
